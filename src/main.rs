@@ -1,0 +1,2 @@
+//! The scaleaway program.
+fn main() {}

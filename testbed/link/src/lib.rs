@@ -1,0 +1,1 @@
+//! Model of one direction of a network link.

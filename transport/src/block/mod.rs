@@ -1,0 +1,61 @@
+//! An image and what its pages become on the wire.
+//!
+//! ```text
+//! source:  dirty (which pages, taken lane by lane) -> encode (same? zero run, literal, raw) -> batch bytes
+//! target:  batch bytes -> decode (digest checked) -> sink (guest) -> ledger
+//! ```
+//!
+//! A **lane** is one of [`LANES`] ordered bulk streams with the 2 MiB ranges that it carries: one
+//! owner per address range on both sides, so a page's versions never overtake one another (S6).
+
+/// Bytes of one page. Guests with another target page size are refused.
+pub const PAGE_SIZE: usize = 4096;
+/// Number of ordered bulk streams.
+pub const LANES: usize = 8;
+/// Pages of one range; a range belongs to one lane.
+pub const RANGE_PAGES: u32 = 512;
+
+/// A RAM block by its place in the image's block list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockId(pub u16);
+
+/// Where a page is: block and page number inside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageAddress {
+    /// The RAM block.
+    pub block: BlockId,
+    /// Page number inside the block (byte offset / [`PAGE_SIZE`]).
+    pub page: u32,
+}
+
+/// Name and size of one RAM block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockSpec {
+    /// QEMU's name of the block, 1 to 255 bytes.
+    pub name: String,
+    /// Number of pages, at least one.
+    pub pages: u32,
+}
+
+/// 16-byte keyed BLAKE3 of one page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PageHash(pub [u8; 16]);
+
+/// Root of a ledger: 32-byte keyed BLAKE3 (see docs/protocol.md#root).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Root(pub [u8; 32]);
+
+/// Where the source's page contents come from when a page is encoded.
+pub trait Contents: Send + Sync {
+    /// Copies the page into the caller's private buffer. A torn read is allowed while the guest
+    /// runs: the page is then marked dirty again by whoever wrote it (S7).
+    fn read(&self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()>;
+}
+
+/// Where the target's decoded pages go, in the order of their lane.
+pub trait Sink {
+    /// `count` pages from `first` on are all zero.
+    fn zero(&mut self, first: PageAddress, count: u32) -> std::io::Result<()>;
+    /// One page's content.
+    fn page(&mut self, at: PageAddress, content: &[u8; PAGE_SIZE]) -> std::io::Result<()>;
+}

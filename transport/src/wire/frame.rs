@@ -1,0 +1,221 @@
+//! Control frames. Sequence of one migration (`->` source to target):
+//!
+//! ```text
+//! Hello <-> Hello            dialer first; versions, VM, attempt, roles, pair secret
+//!  <- Ready                  target QEMU waits; how to verify
+//!  -> Layout                 block list and stream head; lanes open
+//!  <- LayoutTaken
+//!  -> (lanes) batches, Mark  <- Progress (applied), Applied (barrier)
+//!  -> Tail.. Final           after STOP
+//!  <- Loaded                 root of real memory; guest paused
+//!  -> Commit                 point of no return
+//!  <- Running | Refused | NeverRan
+//!  -> Settled  <- Settled    both journals closed
+//! ```
+
+use bytes::Bytes;
+
+use crate::block::{BlockSpec, Root};
+
+/// Names one try to move one VM: 128 random bits made by the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId(pub [u8; 16]);
+
+/// Which end of the migration speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Has the guest.
+    Source,
+    /// Gets the guest.
+    Target,
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A new attempt.
+    Migrate,
+    /// Only to settle an attempt after Commit (`resolve`, or a waiting `send`/`receive`).
+    Settle,
+}
+
+/// First frame of each side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Protocol version, [`PROTOCOL_VERSION`].
+    pub version: u16,
+    /// Feature bits that the speaker has; both use the intersection.
+    pub features: u64,
+    /// Who speaks.
+    pub role: Role,
+    /// What the connection is for.
+    pub purpose: Purpose,
+    /// UUID or name of the VM, same on both sides.
+    pub vm: String,
+    /// The attempt; set by the source, zero from a target that dials first.
+    pub attempt: AttemptId,
+    /// Process incarnation of the speaker, random; frames of an older one are dropped.
+    pub incarnation: u64,
+    /// The pair's secret that the speaker holds, identified by its hash (None = has none).
+    pub secret_id: Option<[u8; 16]>,
+    /// Listener only: the secret when the two sides do not hold the same one.
+    pub secret: Option<[u8; 32]>,
+    /// Program and version, for the log.
+    pub software: String,
+}
+
+/// Version of this protocol.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// How the target wants memory to be proved (S10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verify {
+    /// Only the ledger roots are compared.
+    Off,
+    /// A sample of pages is read from real memory on both sides.
+    Sample,
+    /// Every announced page is read from real memory on both sides.
+    Full,
+}
+
+/// The guest's run state before the move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunState {
+    /// It runs, and shall run at the target.
+    Running,
+    /// It was paused, and stays paused at the target.
+    Paused,
+}
+
+/// What a side durably knows of an attempt after Commit may have been sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The journal has no such attempt.
+    Unknown,
+    /// Durable: this attempt will never run at the target.
+    Refused,
+    /// Durable: target QEMU is dead and `cont` was never sent.
+    NeverRan,
+    /// The target has accepted Commit; `cont` may have been sent.
+    Committed,
+    /// The guest runs at the target (or is there, paused, as asked).
+    Running,
+    /// The source has the guest and keeps it: intent was never written or the doubt was settled.
+    Stayed,
+}
+
+/// Reason class of an [`Frame::Abort`]; the detail is text for the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AbortCode {
+    /// The operator asked for it.
+    Operator,
+    /// Versions, machine types, VM names or layouts do not fit.
+    Incompatible,
+    /// The speaker's own QEMU failed.
+    Qemu,
+    /// The speaker found the other's bytes wrong.
+    Protocol,
+    /// Memory differs (ledger or real memory).
+    Memory,
+    /// The speaker's disk or memory budget is exhausted.
+    Resources,
+    /// An attempt of this VM is unsettled on the speaker's side.
+    Unsettled,
+}
+
+/// One control frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// First frame of each side.
+    Hello(Hello),
+    /// Target: its QEMU waits for a migration.
+    Ready {
+        /// How memory shall be proved.
+        verify: Verify,
+        /// QEMU version text, for the log and for checks.
+        qemu: String,
+    },
+    /// Source: the guest's memory layout and the head of QEMU's stream.
+    Layout {
+        /// Header and configuration section as captured.
+        head: Bytes,
+        /// RAM blocks in QEMU's order.
+        blocks: Vec<BlockSpec>,
+    },
+    /// Target: layout accepted; lanes may flow.
+    LayoutTaken,
+    /// Target: lane bytes applied so far, per lane, since the connection began.
+    Progress {
+        /// Applied bytes of each lane, batch frames included.
+        applied_bytes: [u64; crate::block::LANES],
+    },
+    /// Target: everything before barrier `barrier` on all lanes is applied.
+    Applied {
+        /// Number of the barrier, counted from 1.
+        barrier: u32,
+    },
+    /// Source: a piece of device state, in order, zstd-compressed as one frame per piece.
+    Tail {
+        /// Compressed bytes.
+        data: Bytes,
+        /// Bytes after decompression, at most [`limits::FRAME_MAX_BYTES`](super::limits::FRAME_MAX_BYTES).
+        raw_len: u32,
+    },
+    /// Source: all pages and all device state are out.
+    Final {
+        /// Root over the source's ledger.
+        root: Root,
+        /// Barrier that closes the last round.
+        barrier: u32,
+        /// Total bytes of device state.
+        tail_bytes: u64,
+    },
+    /// Target: device state loaded, guest paused, memory proved, mapping closed.
+    Loaded {
+        /// Root over the target's ledger.
+        root: Root,
+    },
+    /// Source: the point of no return.
+    Commit {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The target process that said Loaded.
+        target_incarnation: u64,
+        /// Root that both sides agreed on.
+        root: Root,
+        /// What the guest did before the move.
+        run_state: RunState,
+    },
+    /// Target: the guest is there.
+    Running,
+    /// Target's durable answer, and the reply to `Ask`.
+    Answer {
+        /// The attempt.
+        attempt: AttemptId,
+        /// What the speaker durably knows.
+        verdict: Verdict,
+        /// Epoch of the VM at the speaker.
+        epoch: u64,
+    },
+    /// What do you know of this attempt? (status dialogue)
+    Ask {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The speaker's own verdict.
+        verdict: Verdict,
+        /// Epoch of the VM at the speaker.
+        epoch: u64,
+    },
+    /// The speaker's journal has closed the attempt.
+    Settled {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// The attempt ends here; the guest stays at (or goes back to) the source.
+    Abort {
+        /// Reason class.
+        code: AbortCode,
+        /// Text for the operator, at most `TEXT_MAX_BYTES`.
+        detail: String,
+    },
+}

@@ -1,0 +1,16 @@
+//! Every limit of the protocol, in one place.
+
+/// Largest control frame, header included, in bytes.
+pub const FRAME_MAX_BYTES: usize = 1 << 20;
+/// Largest batch on a lane, header included, in bytes (256 KiB of raw pages and their records).
+pub const BATCH_MAX_BYTES: usize = 320 * 1024;
+/// Most pages that one batch may carry as literal or raw.
+pub const BATCH_MAX_PAGES: usize = 64;
+/// Most RAM blocks of a guest.
+pub const BLOCKS_MAX: usize = 1024;
+/// Most bytes of device state and of stream head.
+pub const TAIL_MAX_BYTES: u64 = 256 << 20;
+/// Most bytes of the stream's head (header and configuration).
+pub const HEAD_MAX_BYTES: usize = 64 * 1024;
+/// Longest VM name, machine type, detail text, in bytes.
+pub const TEXT_MAX_BYTES: usize = 1024;
