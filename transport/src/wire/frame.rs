@@ -107,6 +107,8 @@ pub enum Verdict {
 /// Reason class of an [`Frame::Abort`]; the detail is text for the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AbortCode {
+    /// The link was lost or silent for too long.
+    Link,
     /// The operator asked for it.
     Operator,
     /// Versions, machine types, VM names or layouts do not fit.
@@ -218,4 +220,28 @@ pub enum Frame {
         /// Text for the operator, at most `TEXT_MAX_BYTES`.
         detail: String,
     },
+}
+
+impl Frame {
+    /// Name of the frame, for logs and errors.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Frame::Hello(_) => "Hello",
+            Frame::Ready { .. } => "Ready",
+            Frame::Layout { .. } => "Layout",
+            Frame::LayoutTaken => "LayoutTaken",
+            Frame::Progress { .. } => "Progress",
+            Frame::Applied { .. } => "Applied",
+            Frame::Tail { .. } => "Tail",
+            Frame::Final { .. } => "Final",
+            Frame::Loaded { .. } => "Loaded",
+            Frame::Commit { .. } => "Commit",
+            Frame::Running => "Running",
+            Frame::Answer { .. } => "Answer",
+            Frame::Ask { .. } => "Ask",
+            Frame::Settled { .. } => "Settled",
+            Frame::Abort { .. } => "Abort",
+        }
+    }
 }

@@ -1,0 +1,441 @@
+//! The source's machine: from `Ready` to the outcome.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::rounds::Rounds;
+use super::{Action, Config, Input, Phase, Sample};
+use crate::block::{BlockSpec, LANES, Root};
+use crate::session::precopy::Decision;
+use crate::session::{Hold, Outcome};
+use crate::wire::{AbortCode, Frame, Verdict, Verify};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Waiting,
+    Preparing,
+    Layout,
+    Precopy,
+    /// Release was given (or QEMU stopped unasked); pages and device state come in.
+    Stopping,
+    /// Everything is captured; lanes drain, memory is proved.
+    Draining,
+    AwaitLoaded,
+    Completing,
+    Intent,
+    Committed,
+    Doubt,
+    Settling,
+    /// An abort is under way: waiting for the guest to run here again.
+    Returning,
+    Done,
+}
+
+/// What a failure means in a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The guest stays at the source.
+    BeforeIntent,
+    /// Only the target's durable word decides.
+    PastIntent,
+    /// The outcome stands.
+    Ending,
+}
+
+impl State {
+    pub(super) fn stage(self) -> Stage {
+        match self {
+            State::Waiting
+            | State::Preparing
+            | State::Layout
+            | State::Precopy
+            | State::Stopping
+            | State::Draining
+            | State::AwaitLoaded
+            | State::Completing => Stage::BeforeIntent,
+            State::Intent | State::Committed | State::Doubt | State::Settling => Stage::PastIntent,
+            State::Returning | State::Done => Stage::Ending,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Triggered,
+    Open,
+    Held,
+}
+
+/// The machine. See the module's diagram.
+#[derive(Debug)]
+pub struct Source {
+    pub(super) config: Config,
+    pub(super) state: State,
+    pass: Pass,
+    pub(super) actions: VecDeque<Action>,
+    pub(super) verify: Verify,
+    pub(super) rounds: Rounds,
+    pub(super) barrier: u32,
+    pub(super) tail: Option<(Vec<(Bytes, u32)>, u64)>,
+    pub(super) ram_ended: bool,
+    pub(super) root: Option<Root>,
+    pub(super) proved: bool,
+    pub(super) stopped: bool,
+    pub(super) stopped_unasked: bool,
+    pub(super) resumed_since_stop: bool,
+    pub(super) completed: bool,
+    pub(super) shut_given: bool,
+    pub(super) outcome: Option<Outcome>,
+    pub(super) deadline: Option<Instant>,
+}
+
+/// The target answers each step within this, else the attempt ends (before Commit) or is in doubt.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Loading and proving take longer with more memory.
+const LOADED_MAX: Duration = Duration::from_secs(120);
+/// QEMU stops within one 100 ms window of the release; a slow host may take longer.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+impl Source {
+    /// A machine that waits for the target's `Ready`.
+    #[must_use]
+    pub fn new(now: Instant, config: Config) -> Source {
+        Source {
+            state: State::Waiting,
+            pass: Pass::Open,
+            actions: VecDeque::new(),
+            verify: Verify::Full,
+            rounds: Rounds::new(config.policy),
+            barrier: 0,
+            tail: None,
+            ram_ended: false,
+            root: None,
+            proved: false,
+            stopped: false,
+            stopped_unasked: false,
+            resumed_since_stop: false,
+            completed: false,
+            shut_given: false,
+            outcome: None,
+            deadline: Some(now + ANSWER_MAX),
+            config,
+        }
+    }
+
+    /// Takes one input; drain [`poll_action`](Self::poll_action) afterwards.
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        if self.state == State::Done {
+            return;
+        }
+        match input {
+            Input::Frame(frame) => self.frame(now, frame),
+            Input::PeerLost(detail) => self.peer_lost(now, &detail),
+            Input::Reconnected => self.reconnected(now),
+            Input::VmStopped => self.vm_stopped(now),
+            Input::VmResumed => self.vm_resumed(now),
+            Input::VmMigration(status) => self.vm_migration(now, status),
+            Input::PassStarted => self.pass_started(now),
+            Input::VmGone(detail) => self.vm_gone(now, &detail),
+            Input::Head { head, blocks } => self.head(now, head, blocks),
+            Input::PassDrained { pages } => self.pass_drained(pages),
+            Input::RamEnd => self.ram_end(now),
+            Input::Tail {
+                pieces,
+                total_bytes,
+            } => {
+                self.tail = Some((pieces, total_bytes));
+                self.captured(now);
+            }
+            Input::CaptureFailed(detail) => self.fail(now, AbortCode::Qemu, detail),
+            Input::Sample(sample) => self.sampled(now, sample),
+            Input::Marked { barrier, root } => self.marked(now, barrier, root),
+            Input::Proved(Ok(())) => {
+                self.proved = true;
+                self.finish_pages(now);
+            }
+            Input::Proved(Err(detail)) => self.fail(now, AbortCode::Memory, detail),
+            Input::Journaled(result) => self.journaled(now, result),
+            Input::VmCommandFailed(detail) => self.fail(now, AbortCode::Qemu, detail),
+            Input::Abort(detail) => self.fail(now, AbortCode::Operator, detail),
+            Input::Downtime(downtime) => self.rounds.policy.downtime = downtime,
+            Input::Timer => self.timer(now),
+        }
+    }
+
+    /// Next thing to do, in order.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call with [`Input::Timer`].
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Applied lane bytes, as the target acknowledged them.
+    #[must_use]
+    pub fn applied_bytes(&self) -> u64 {
+        self.rounds.applied_bytes()
+    }
+
+    /// Latest estimate of applied bytes per second.
+    #[must_use]
+    pub fn rate_bytes_per_s(&self) -> f64 {
+        self.rounds.rate_bytes_per_s()
+    }
+
+    /// Mean lane bytes per page that was sent with content lately.
+    #[must_use]
+    pub fn page_cost_bytes(&self) -> f64 {
+        self.rounds.page_cost_bytes()
+    }
+
+    /// Distinct pages per second that the guest dirties; 0 before two syncs.
+    #[must_use]
+    pub fn dirty_pages_per_s(&self) -> f64 {
+        self.rounds.dirty_pages_per_s()
+    }
+
+    /// Whether Commit may have left: from here an operator's abort is refused.
+    #[must_use]
+    pub fn is_past_intent(&self) -> bool {
+        self.state.stage() == Stage::PastIntent
+    }
+
+    fn frame(&mut self, now: Instant, frame: Frame) {
+        match (self.state, frame) {
+            (State::Waiting, Frame::Ready { verify, .. }) => {
+                self.verify = verify;
+                self.enter(now, State::Preparing, Some(ANSWER_MAX));
+                self.act(Action::Phase(Phase::Prepare));
+                self.act(Action::StartCapture);
+            }
+            (State::Layout, Frame::LayoutTaken) => self.precopy(now),
+            (_, Frame::Progress { applied_bytes }) => self.progress(now, applied_bytes),
+            // Barriers pace nothing yet: the final one is implied by Loaded.
+            (
+                State::Precopy | State::Stopping | State::Draining | State::AwaitLoaded,
+                Frame::Applied { .. },
+            ) => {}
+            (State::AwaitLoaded, Frame::Loaded { root }) => self.loaded(now, root),
+            (State::Committed | State::Doubt, Frame::Running) => self.arrived(now),
+            (
+                State::Committed | State::Doubt,
+                Frame::Answer {
+                    attempt, verdict, ..
+                },
+            ) if attempt == self.config.attempt => {
+                self.verdict(now, verdict);
+            }
+            (
+                _,
+                Frame::Answer {
+                    verdict: Verdict::Refused | Verdict::NeverRan,
+                    ..
+                },
+            ) => {
+                self.fail(
+                    now,
+                    AbortCode::Qemu,
+                    "the target refused before Commit".into(),
+                );
+            }
+            // Whoever asks gets what this side knows; the journal is behind it.
+            (_, Frame::Ask { attempt, .. }) => {
+                let verdict = if attempt == self.config.attempt && !self.is_past_intent() {
+                    Verdict::Stayed
+                } else {
+                    Verdict::Unknown
+                };
+                self.act(Action::Send(Frame::Answer {
+                    attempt,
+                    verdict,
+                    epoch: self.config.epoch,
+                }));
+            }
+            (State::Settling, Frame::Settled { .. }) => self.finish(),
+            (State::Settling, _) => {}
+            (State::Committed | State::Doubt, Frame::Abort { detail, .. }) => {
+                self.doubt(now, &format!("after Commit the target said: {detail}"));
+            }
+            (State::Returning, _) => {}
+            (_, Frame::Abort { code, detail }) => {
+                self.fail(now, code, format!("the target gave up: {detail}"));
+            }
+            (state, frame) => {
+                let detail = format!("frame {} does not fit {state:?}", frame.name());
+                if self.is_past_intent() {
+                    self.doubt(now, &detail);
+                } else {
+                    self.fail(now, AbortCode::Protocol, detail);
+                }
+            }
+        }
+    }
+
+    fn head(&mut self, now: Instant, head: Bytes, blocks: Vec<BlockSpec>) {
+        if self.state == State::Preparing {
+            self.enter(now, State::Layout, Some(ANSWER_MAX));
+            self.act(Action::Send(Frame::Layout { head, blocks }));
+        }
+    }
+
+    fn precopy(&mut self, now: Instant) {
+        self.act(Action::OpenLanes);
+        self.rounds.begin(now);
+        if self.stopped_unasked || self.ram_ended {
+            self.enter(now, State::Stopping, Some(STOP_MAX));
+            self.act(Action::Phase(Phase::Stop));
+            self.captured(now);
+        } else {
+            self.enter(now, State::Precopy, None);
+            self.act(Action::Phase(Phase::Precopy));
+        }
+    }
+
+    fn progress(&mut self, now: Instant, applied_bytes: [u64; LANES]) {
+        let total = applied_bytes
+            .iter()
+            .fold(0_u64, |sum, lane| sum.saturating_add(*lane));
+        self.rounds.progress(now, total);
+    }
+
+    fn sampled(&mut self, now: Instant, sample: Sample) {
+        self.rounds.sampled(sample);
+        if self.state != State::Precopy {
+            return;
+        }
+        match self.config.hold {
+            Hold::SwitchoverAck if self.pass == Pass::Held => self.steer(now, sample),
+            Hold::SwitchoverAck => {}
+            Hold::Starvation => {
+                if let Some(rate) = self.rounds.pace(now) {
+                    self.act(Action::Pace(rate));
+                }
+            }
+        }
+    }
+
+    fn steer(&mut self, now: Instant, sample: Sample) {
+        let decision = self.rounds.decide(now);
+        match decision {
+            Decision::Wait => {}
+            Decision::Refresh | Decision::Sync => {
+                if decision == Decision::Sync {
+                    self.end_round(now);
+                }
+                self.pass = Pass::Triggered;
+                self.act(Action::TriggerPass);
+            }
+            Decision::Stop | Decision::StopStuck => {
+                tracing::info!(?decision, backlog = sample.backlog_pages, "stop");
+                self.end_round(now);
+                self.enter(now, State::Stopping, Some(STOP_MAX));
+                self.act(Action::Release);
+            }
+        }
+    }
+
+    fn end_round(&mut self, now: Instant) {
+        if let Some(round) = self.rounds.end_round(now) {
+            self.act(Action::Round(round));
+        }
+    }
+
+    fn pass_started(&mut self, now: Instant) {
+        self.rounds.synced(now);
+        if self.pass == Pass::Triggered {
+            self.pass = Pass::Open;
+            self.act(Action::OpenPass);
+        }
+    }
+
+    fn pass_drained(&mut self, pages: u64) {
+        if self.pass == Pass::Open && self.config.hold == Hold::SwitchoverAck {
+            self.rounds.pass_drained(pages);
+            self.pass = Pass::Held;
+            self.act(Action::HoldPass);
+        }
+    }
+
+    fn vm_stopped(&mut self, now: Instant) {
+        self.stopped = true;
+        self.resumed_since_stop = false;
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "a stopped guest is expected in all later states"
+        )]
+        match self.state {
+            State::Stopping => self.act(Action::Phase(Phase::Stop)),
+            State::Preparing | State::Layout => self.stopped_unasked = true,
+            State::Precopy => {
+                self.stopped_unasked = true;
+                self.enter(now, State::Stopping, Some(STOP_MAX));
+                self.act(Action::Phase(Phase::Stop));
+            }
+            _ => {}
+        }
+    }
+
+    fn ram_end(&mut self, now: Instant) {
+        self.ram_ended = true;
+        if self.state == State::Precopy {
+            // A paused guest gives no STOP event: its stream simply ends.
+            self.enter(now, State::Stopping, Some(STOP_MAX));
+            self.act(Action::Phase(Phase::Stop));
+        }
+    }
+
+    /// All of RAM and the device state are here: drain, prove, tell.
+    fn captured(&mut self, now: Instant) {
+        if self.state != State::Stopping || !self.ram_ended {
+            return;
+        }
+        let Some((pieces, _)) = &self.tail else {
+            return;
+        };
+        let frames: Vec<Frame> = pieces
+            .iter()
+            .map(|(data, raw_len)| Frame::Tail {
+                data: data.clone(),
+                raw_len: *raw_len,
+            })
+            .collect();
+        self.enter(now, State::Draining, None);
+        self.actions.extend(frames.into_iter().map(Action::Send));
+        self.barrier += 1;
+        self.act(Action::FlushLanes {
+            barrier: self.barrier,
+        });
+    }
+
+    fn marked(&mut self, now: Instant, barrier: u32, root: Root) {
+        if self.state != State::Draining || barrier != self.barrier {
+            return;
+        }
+        self.root = Some(root);
+        let tail_bytes = self.tail.as_ref().map_or(0, |(_, total)| *total);
+        self.act(Action::Send(Frame::Final {
+            root,
+            barrier,
+            tail_bytes,
+        }));
+        // The target loads while this side proves its own memory.
+        self.act(Action::Prove(self.verify));
+        self.enter(now, State::AwaitLoaded, Some(LOADED_MAX));
+        self.act(Action::Phase(Phase::Load));
+    }
+
+    pub(super) fn enter(&mut self, now: Instant, state: State, limit: Option<Duration>) {
+        tracing::debug!(from = ?self.state, to = ?state, "source");
+        self.state = state;
+        self.deadline = limit.map(|limit| now + limit);
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+}

@@ -1,0 +1,205 @@
+//! The source's side of a session: what it is told, what it does; the machine is in `machine`, what
+//! it measures in `rounds`.
+
+mod handover;
+mod machine;
+mod rounds;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use self::machine::Source;
+use super::precopy::Policy;
+use super::{Hold, Outcome, VmMigration};
+use crate::block::{BlockSpec, Root};
+use crate::wire::{AttemptId, Frame, RunState, Verify};
+
+/// What the machine is told.
+#[derive(Debug)]
+pub enum Input {
+    /// A control frame of the peer.
+    Frame(Frame),
+    /// The connection is gone.
+    PeerLost(String),
+    /// A new connection for the status dialogue is up.
+    Reconnected,
+    /// QEMU emitted STOP.
+    VmStopped,
+    /// QEMU emitted RESUME.
+    VmResumed,
+    /// QEMU's migration status changed.
+    VmMigration(VmMigration),
+    /// QEMU reported the start of a pass (one dirty sync).
+    PassStarted,
+    /// The monitor or the process is gone.
+    VmGone(String),
+    /// Capture: head of the stream and RAM blocks.
+    Head {
+        /// Header and configuration.
+        head: Bytes,
+        /// RAM blocks in QEMU's order.
+        blocks: Vec<BlockSpec>,
+    },
+    /// Capture: a pass has no more pages.
+    PassDrained {
+        /// Pages that it announced.
+        pages: u64,
+    },
+    /// Capture: all pages are in, device state begins.
+    RamEnd,
+    /// Capture: device state, whole.
+    Tail {
+        /// Compressed pieces in order.
+        pieces: Vec<(Bytes, u32)>,
+        /// Bytes before compression.
+        total_bytes: u64,
+    },
+    /// Capture failed; QEMU resumes by itself.
+    CaptureFailed(String),
+    /// What the driver sees of backlog and lanes.
+    Sample(Sample),
+    /// Every lane has written the barrier's mark, and everything before it.
+    Marked {
+        /// The barrier.
+        barrier: u32,
+        /// Root over the ledger as sent.
+        root: Root,
+    },
+    /// Real memory compared with the ledger.
+    Proved(Result<(), String>),
+    /// The journal entry asked for is durable, or is not.
+    Journaled(Result<(), String>),
+    /// A monitor command failed (success is seen by events).
+    VmCommandFailed(String),
+    /// The operator wants the guest to stay.
+    Abort(String),
+    /// The operator changed the wanted downtime.
+    Downtime(Duration),
+    /// The time of `poll_timeout` has come.
+    Timer,
+}
+
+/// Counters that the driver reads.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sample {
+    /// Pages announced and not sent.
+    pub backlog_pages: u64,
+    /// Pages announced since the start, every announcement counted.
+    pub announced_pages: u64,
+    /// Pages sent with content since the start.
+    pub content_pages: u64,
+    /// Bytes written to lanes since the start.
+    pub sent_bytes: u64,
+    /// Least RTT.
+    pub rtt: Duration,
+}
+
+/// What the driver does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send a control frame.
+    Send(Frame),
+    /// Start QEMU's migration into the capture socket, held.
+    StartCapture,
+    /// Open the lanes and let pages flow.
+    OpenLanes,
+    /// Ask QEMU for one dirty sync and its pass.
+    TriggerPass,
+    /// Let the pass flow (the sync has happened).
+    OpenPass,
+    /// Keep QEMU quiet until the next pass.
+    HoldPass,
+    /// Starvation hold: let QEMU run at this rate of raw page bytes per second.
+    Pace(u64),
+    /// Let QEMU stop the guest.
+    Release,
+    /// Flush every lane and write the barrier's mark.
+    FlushLanes {
+        /// Number of the barrier.
+        barrier: u32,
+    },
+    /// Compare real memory with the ledger.
+    Prove(Verify),
+    /// Give QEMU SHUT(0).
+    Shut,
+    /// Close the capture socket without SHUT(0): QEMU resumes by itself.
+    CloseCapture,
+    /// Run the guest again at the source (only from `postmigrate`).
+    Continue,
+    /// Journal, durable before the answer.
+    Journal(Mark),
+    /// Connect again for the status dialogue.
+    Reconnect,
+    /// The guest is the target's: quit QEMU (or keep it, as asked).
+    Retire,
+    /// For progress, report and hooks.
+    Phase(Phase),
+    /// A round ended.
+    Round(Round),
+    /// The end.
+    Done(Outcome),
+}
+
+/// Durable steps of the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mark {
+    /// Commit will be sent.
+    Intent {
+        /// The target process that said Loaded.
+        target_incarnation: u64,
+        /// Agreed root.
+        root: Root,
+        /// Run state before the move.
+        run_state: RunState,
+    },
+    /// Closed.
+    Settled(Outcome),
+}
+
+/// Names of the phases, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// QEMU opens its stream.
+    Prepare,
+    /// Pages flow, the guest runs.
+    Precopy,
+    /// The guest is stopped; last pages and device state flow.
+    Stop,
+    /// Target loads and proves.
+    Load,
+    /// Source QEMU completes, intent is written.
+    Complete,
+    /// Commit is out.
+    Commit,
+    /// Both journals close.
+    Settle,
+}
+
+/// One round: from one empty backlog to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Round {
+    /// Pages announced during the round.
+    pub dirty_pages: u64,
+    /// Lane bytes of the round.
+    pub sent_bytes: u64,
+    /// Its length.
+    pub length: Duration,
+}
+
+/// What the machine must know before it starts.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The target's process, from its hello.
+    pub target_incarnation: u64,
+    /// How QEMU can be held.
+    pub hold: Hold,
+    /// The guest's run state before the move.
+    pub run_state: RunState,
+    /// The stop rule.
+    pub policy: Policy,
+    /// Epoch of the VM in our journal.
+    pub epoch: u64,
+}

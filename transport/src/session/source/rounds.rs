@@ -1,0 +1,191 @@
+//! What the source measures during pre-copy, and what it decides from it.
+
+use std::time::{Duration, Instant};
+
+use super::{Round, Sample};
+use crate::session::precopy::{Decision, Observation, Policy, RateMeter, decide};
+
+/// Measurements of one attempt.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    pub(super) policy: Policy,
+    rate: RateMeter,
+    sample: Sample,
+    cost_from: Sample,
+    applied_bytes: u64,
+    page_cost_bytes: f64,
+    dirty_pages_per_s: f64,
+    sync_at: Option<Instant>,
+    sync_span: Duration,
+    round_at: Option<Instant>,
+    round_from: Sample,
+    pages_before: u64,
+    not_shrinking: u32,
+    paced_at: Option<Instant>,
+}
+
+/// Pages per measurement of the page cost: fewer would follow single batches.
+const COST_PAGES_MIN: u64 = 256;
+/// Guess before the first measurement: half a page.
+const COST_GUESS_BYTES: f64 = 2048.0;
+
+impl Rounds {
+    pub(super) fn new(policy: Policy) -> Rounds {
+        Rounds {
+            policy,
+            rate: RateMeter::default(),
+            sample: Sample::default(),
+            cost_from: Sample::default(),
+            applied_bytes: 0,
+            page_cost_bytes: COST_GUESS_BYTES,
+            dirty_pages_per_s: 0.0,
+            sync_at: None,
+            sync_span: Duration::ZERO,
+            round_at: None,
+            round_from: Sample::default(),
+            pages_before: u64::MAX,
+            not_shrinking: 0,
+            paced_at: None,
+        }
+    }
+
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.round_at = Some(now);
+        self.sync_at.get_or_insert(now);
+    }
+
+    /// Takes the target's running total of applied bytes.
+    pub(super) fn progress(&mut self, now: Instant, total_bytes: u64) {
+        self.applied_bytes = self
+            .applied_bytes
+            .max(total_bytes.min(self.sample.sent_bytes));
+        self.rate
+            .record(now, self.applied_bytes, self.sample.backlog_pages > 0);
+    }
+
+    pub(super) fn sampled(&mut self, sample: Sample) {
+        let pages = sample
+            .content_pages
+            .saturating_sub(self.cost_from.content_pages);
+        if pages >= COST_PAGES_MIN {
+            let bytes = sample.sent_bytes.saturating_sub(self.cost_from.sent_bytes);
+            let cost = as_f64(bytes) / as_f64(pages);
+            self.page_cost_bytes += 0.25 * (cost - self.page_cost_bytes);
+            self.cost_from = sample;
+        }
+        self.sample = sample;
+    }
+
+    /// QEMU has looked at its dirty log.
+    pub(super) fn synced(&mut self, now: Instant) {
+        if let Some(before) = self.sync_at.replace(now) {
+            self.sync_span = now.duration_since(before);
+        }
+    }
+
+    /// The pass after the latest sync is over; it announced so many pages.
+    pub(super) fn pass_drained(&mut self, pages: u64) {
+        // Spans below 20 ms are set-up noise.
+        let span = self.sync_span.as_secs_f64();
+        if span > 0.02 {
+            self.dirty_pages_per_s = as_f64(pages) / span;
+        }
+    }
+
+    pub(super) fn decide(&self, now: Instant) -> Decision {
+        decide(&self.observation(now), &self.policy)
+    }
+
+    fn observation(&self, now: Instant) -> Observation {
+        Observation {
+            backlog_pages: self.sample.backlog_pages,
+            in_flight_bytes: self.sample.sent_bytes.saturating_sub(self.applied_bytes),
+            page_cost_bytes: self.page_cost_bytes,
+            rate_bytes_per_s: self.rate.bytes_per_s(),
+            rtt: self.sample.rtt,
+            since_sync: self
+                .sync_at
+                .map_or(Duration::ZERO, |at| now.duration_since(at)),
+            dirty_pages_per_s: self.dirty_pages_per_s,
+            rounds_not_shrinking: self.not_shrinking,
+        }
+    }
+
+    /// Closes the round if the backlog is as good as empty.
+    pub(super) fn end_round(&mut self, now: Instant) -> Option<Round> {
+        let from = self.round_at?;
+        let round = Round {
+            dirty_pages: self
+                .sample
+                .announced_pages
+                .saturating_sub(self.round_from.announced_pages),
+            sent_bytes: self
+                .sample
+                .sent_bytes
+                .saturating_sub(self.round_from.sent_bytes),
+            length: now.duration_since(from),
+        };
+        self.round_at = Some(now);
+        self.round_from = self.sample;
+        // A tenth less counts as shrinking.
+        let shrank = round.dirty_pages < self.pages_before - self.pages_before / 10;
+        self.not_shrinking = if shrank { 0 } else { self.not_shrinking + 1 };
+        self.pages_before = round.dirty_pages;
+        Some(round)
+    }
+
+    /// Starvation hold: raw bytes at the rate at which the link takes their encodings, a quarter
+    /// more so that the backlog never runs dry, a trickle while it is worth more than a second.
+    pub(super) fn pace(&mut self, now: Instant) -> Option<u64> {
+        const PACE_INTERVAL: Duration = Duration::from_millis(200);
+        const TRICKLE_BYTES_PER_S: u64 = 100_000;
+        if self
+            .paced_at
+            .is_some_and(|at| now.duration_since(at) < PACE_INTERVAL)
+        {
+            return None;
+        }
+        let pages_per_s = self.rate.bytes_per_s() / self.page_cost_bytes.max(1.0);
+        if pages_per_s < 1.0 {
+            return None;
+        }
+        self.paced_at = Some(now);
+        let backlog_s = as_f64(self.sample.backlog_pages) / pages_per_s;
+        let raw = as_u64(pages_per_s * 4096.0 * 1.25);
+        Some(if backlog_s > 1.0 {
+            TRICKLE_BYTES_PER_S
+        } else {
+            raw.max(TRICKLE_BYTES_PER_S)
+        })
+    }
+
+    pub(super) fn applied_bytes(&self) -> u64 {
+        self.applied_bytes
+    }
+
+    pub(super) fn rate_bytes_per_s(&self) -> f64 {
+        self.rate.bytes_per_s()
+    }
+
+    pub(super) fn page_cost_bytes(&self) -> f64 {
+        self.page_cost_bytes
+    }
+
+    pub(super) fn dirty_pages_per_s(&self) -> f64 {
+        self.dirty_pages_per_s
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "estimates need no 53rd bit")]
+fn as_f64(value: u64) -> f64 {
+    value as f64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the range first"
+)]
+fn as_u64(value: f64) -> u64 {
+    value.clamp(0.0, 1e18) as u64
+}

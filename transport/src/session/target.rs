@@ -1,0 +1,584 @@
+//! The target's machine: from `Ready` to the outcome.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::Outcome;
+use crate::block::{BlockSpec, Root};
+use crate::wire::limits::TAIL_MAX_BYTES;
+use crate::wire::{AbortCode, AttemptId, Frame, RunState, Verdict, Verify};
+
+/// What the machine is told.
+#[derive(Debug)]
+pub enum Input {
+    /// A control frame of the peer.
+    Frame(Frame),
+    /// The connection is gone.
+    PeerLost(String),
+    /// Target QEMU is stopped, incoming, and has the head and the block list.
+    VmPrepared,
+    /// A monitor command failed, the load failed, or QEMU is gone.
+    VmFailed(String),
+    /// Everything before the barrier is applied: consumed by target QEMU.
+    Applied {
+        /// The barrier.
+        barrier: u32,
+        /// Root over the ledger as applied.
+        root: Root,
+    },
+    /// A lane carried something that cannot be applied.
+    LaneFailed(String),
+    /// Target QEMU has loaded everything: `completed`, and paused.
+    VmLoaded,
+    /// QEMU emitted RESUME, or says that it runs.
+    VmResumed,
+    /// `paused` and `completed` were read again, just before Commit is accepted.
+    Rechecked(Result<(), String>),
+    /// Real memory compared with the ledger.
+    Proved(Result<(), String>),
+    /// The journal entry asked for is durable, or is not.
+    Journaled(Result<(), String>),
+    /// `cont` failed, and QEMU is proven dead without having run the guest.
+    NeverRan(String),
+    /// The operator wants to stop waiting.
+    Abort(String),
+    /// The time of `poll_timeout` has come.
+    Timer,
+}
+
+/// What the driver does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send a control frame.
+    Send(Frame),
+    /// Stop QEMU, start its incoming side, feed head and block list.
+    PrepareVm {
+        /// Header and configuration as captured.
+        head: Bytes,
+        /// RAM blocks.
+        blocks: Vec<BlockSpec>,
+    },
+    /// Lanes may be read.
+    AcceptLanes,
+    /// All pages are in: feed the device state.
+    FeedTail(Vec<(Bytes, u32)>),
+    /// Compare real memory with the ledger.
+    Prove(Verify),
+    /// Read `paused` and `completed` again.
+    Recheck,
+    /// Journal, durable before the answer.
+    Journal(Mark),
+    /// Run the guest: `cont`, once.
+    Continue,
+    /// End target QEMU: no loaded, paused copy survives an abort (S3).
+    Quit,
+    /// Wait for the source to come back (it settles).
+    AwaitPeer,
+    /// For progress, report and hooks.
+    Phase(Phase),
+    /// The end.
+    Done(Outcome),
+}
+
+/// Durable steps of the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mark {
+    /// Commit is accepted; `cont` may follow.
+    Committed {
+        /// Agreed root.
+        root: Root,
+        /// Run state before the move.
+        run_state: RunState,
+    },
+    /// This attempt will never run here.
+    Refused(String),
+    /// Target QEMU is dead and the guest never ran in it.
+    NeverRan(String),
+    /// The guest runs here (or is here, paused as asked).
+    Running,
+    /// Both sides have closed the attempt.
+    Settled,
+}
+
+/// Names of the phases, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// QEMU opens its incoming side.
+    Prepare,
+    /// Pages arrive.
+    Precopy,
+    /// Last pages are in; device state loads.
+    Load,
+    /// Loaded was said; Commit is awaited.
+    Complete,
+    /// Commit came; the guest starts.
+    Commit,
+    /// Both journals close.
+    Settle,
+}
+
+/// What the machine must know before it starts.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// This process's incarnation.
+    pub incarnation: u64,
+    /// How memory shall be proved.
+    pub verify: Verify,
+    /// QEMU's version, for the source's log.
+    pub qemu: String,
+    /// `--paused`: leave the guest stopped.
+    pub stay_paused: bool,
+    /// Epoch of the VM in our journal.
+    pub epoch: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Preparing,
+    Receiving,
+    Loading,
+    Proving,
+    Loaded,
+    Rechecking,
+    Committing,
+    Starting,
+    Running,
+    /// `Refused` or `NeverRan` is being written.
+    Refusing,
+    Done,
+}
+
+/// The machine. See the diagram in [`session`](super).
+#[derive(Debug)]
+pub struct Target {
+    config: Config,
+    state: State,
+    actions: VecDeque<Action>,
+    tail: Vec<(Bytes, u32)>,
+    tail_bytes: u64,
+    last: Option<(Root, u32, u64)>,
+    applied: Option<(u32, Root)>,
+    run_state: RunState,
+    outcome: Option<Outcome>,
+    refusal: Option<Verdict>,
+    deadline: Option<Instant>,
+}
+
+/// The source answers each step within this.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Loading and proving take longer with more memory.
+const LOAD_MAX: Duration = Duration::from_secs(120);
+/// From Loaded to Commit: the source proves its memory and writes its journal.
+const COMMIT_MAX: Duration = Duration::from_secs(120);
+
+impl Target {
+    /// A machine that has told the source that it is ready.
+    #[must_use]
+    pub fn new(now: Instant, config: Config) -> Target {
+        let ready = Frame::Ready {
+            verify: config.verify,
+            qemu: config.qemu.clone(),
+        };
+        Target {
+            config,
+            state: State::Waiting,
+            actions: VecDeque::from([Action::Send(ready)]),
+            tail: Vec::new(),
+            tail_bytes: 0,
+            last: None,
+            applied: None,
+            run_state: RunState::Paused,
+            outcome: None,
+            refusal: None,
+            deadline: Some(now + ANSWER_MAX),
+        }
+    }
+
+    /// Takes one input; drain [`poll_action`](Self::poll_action) afterwards.
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        if self.state == State::Done {
+            return;
+        }
+        match input {
+            Input::Frame(frame) => self.frame(now, frame),
+            Input::PeerLost(detail) => self.peer_lost(now, &detail),
+            Input::VmPrepared => self.vm_prepared(now),
+            Input::VmFailed(detail) => self.refuse(now, AbortCode::Qemu, detail),
+            Input::Applied { barrier, root } => self.barrier_applied(now, barrier, root),
+            Input::LaneFailed(detail) => self.refuse(now, AbortCode::Protocol, detail),
+            Input::VmLoaded => self.vm_loaded(now),
+            Input::VmResumed => self.vm_resumed(now),
+            Input::Rechecked(result) => self.rechecked(now, result),
+            Input::Proved(result) => self.proved(now, result),
+            Input::Journaled(result) => self.journaled(now, result),
+            Input::NeverRan(detail) => self.never_ran(now, detail),
+            Input::Abort(detail) => self.abort(now, detail),
+            Input::Timer => self.timer(now),
+        }
+    }
+
+    /// Next thing to do, in order.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call with [`Input::Timer`].
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether Commit was accepted: the guest is this side's.
+    #[must_use]
+    pub fn owns_guest(&self) -> bool {
+        match self.state {
+            State::Committing | State::Starting | State::Running => true,
+            State::Waiting
+            | State::Preparing
+            | State::Receiving
+            | State::Loading
+            | State::Proving
+            | State::Loaded
+            | State::Rechecking
+            | State::Refusing
+            | State::Done => false,
+        }
+    }
+
+    fn frame(&mut self, now: Instant, frame: Frame) {
+        match (self.state, frame) {
+            (State::Waiting, Frame::Layout { head, blocks }) => {
+                self.enter(now, State::Preparing, Some(ANSWER_MAX));
+                self.act(Action::Phase(Phase::Prepare));
+                self.act(Action::PrepareVm { head, blocks });
+            }
+            (State::Receiving, Frame::Tail { data, raw_len }) => {
+                self.tail_piece(now, data, raw_len)
+            }
+            (
+                State::Receiving,
+                Frame::Final {
+                    root,
+                    barrier,
+                    tail_bytes,
+                },
+            ) => {
+                self.last = Some((root, barrier, tail_bytes));
+                self.pages_complete(now);
+            }
+            (
+                State::Loaded,
+                Frame::Commit {
+                    attempt,
+                    target_incarnation,
+                    root,
+                    run_state,
+                },
+            ) => {
+                self.commit(now, (attempt, target_incarnation, root), run_state);
+            }
+            (_, Frame::Ask { attempt, .. }) => self.answer(attempt),
+            (State::Running, Frame::Settled { attempt }) if attempt == self.config.attempt => {
+                self.act(Action::Send(Frame::Settled { attempt }));
+                self.act(Action::Journal(Mark::Settled));
+                self.finish(Outcome::Arrived);
+            }
+            // A duplicate of an accepted Commit, or anything else after it, changes nothing.
+            (State::Rechecking | State::Committing | State::Starting | State::Running, _) => {}
+            (State::Refusing, _) => {}
+            (_, Frame::Abort { code, detail }) => {
+                self.refuse(now, code, format!("the source gave up: {detail}"));
+            }
+            (state, frame) => {
+                let detail = format!("frame {} does not fit {state:?}", frame.name());
+                self.refuse(now, AbortCode::Protocol, detail);
+            }
+        }
+    }
+
+    fn answer(&mut self, attempt: AttemptId) {
+        let verdict = match self.state {
+            _ if attempt != self.config.attempt => Verdict::Unknown,
+            State::Running => Verdict::Running,
+            State::Committing | State::Starting => Verdict::Committed,
+            State::Waiting
+            | State::Preparing
+            | State::Receiving
+            | State::Loading
+            | State::Proving
+            | State::Loaded
+            | State::Rechecking
+            | State::Refusing
+            | State::Done => Verdict::Unknown,
+        };
+        let epoch = self.config.epoch;
+        self.act(Action::Send(Frame::Answer {
+            attempt,
+            verdict,
+            epoch,
+        }));
+    }
+
+    fn vm_prepared(&mut self, now: Instant) {
+        if self.state == State::Preparing {
+            // Pre-copy takes as long as it takes; the link's own time-out watches it.
+            self.enter(now, State::Receiving, None);
+            self.act(Action::AcceptLanes);
+            self.act(Action::Send(Frame::LayoutTaken));
+            self.act(Action::Phase(Phase::Precopy));
+        }
+    }
+
+    fn tail_piece(&mut self, now: Instant, data: Bytes, raw_len: u32) {
+        self.tail_bytes = self.tail_bytes.saturating_add(u64::from(raw_len));
+        if self.tail_bytes > TAIL_MAX_BYTES {
+            self.refuse(
+                now,
+                AbortCode::Resources,
+                "device state is over its limit".into(),
+            );
+            return;
+        }
+        self.tail.push((data, raw_len));
+    }
+
+    fn barrier_applied(&mut self, now: Instant, barrier: u32, root: Root) {
+        if self.state == State::Receiving {
+            self.act(Action::Send(Frame::Applied { barrier }));
+            self.applied = Some((barrier, root));
+            self.pages_complete(now);
+        }
+    }
+
+    /// Final is here and its barrier is applied: roots are compared before device state is fed.
+    fn pages_complete(&mut self, now: Instant) {
+        let (Some((root, barrier, tail_bytes)), Some((applied, mine))) = (self.last, self.applied)
+        else {
+            return;
+        };
+        if barrier != applied {
+            return;
+        }
+        if root != mine {
+            self.refuse(now, AbortCode::Memory, "ledger roots differ".into());
+        } else if tail_bytes != self.tail_bytes {
+            self.refuse(
+                now,
+                AbortCode::Protocol,
+                "device state is incomplete".into(),
+            );
+        } else {
+            self.enter(now, State::Loading, Some(LOAD_MAX));
+            self.act(Action::Phase(Phase::Load));
+            let tail = std::mem::take(&mut self.tail);
+            self.act(Action::FeedTail(tail));
+        }
+    }
+
+    fn vm_loaded(&mut self, now: Instant) {
+        if self.state == State::Loading {
+            self.enter(now, State::Proving, Some(LOAD_MAX));
+            self.act(Action::Prove(self.config.verify));
+        }
+    }
+
+    fn proved(&mut self, now: Instant, result: Result<(), String>) {
+        match (self.state, result, self.last) {
+            (State::Proving, Ok(()), Some((root, ..))) => {
+                self.enter(now, State::Loaded, Some(COMMIT_MAX));
+                self.act(Action::Send(Frame::Loaded { root }));
+                self.act(Action::Phase(Phase::Complete));
+            }
+            (_, Ok(()), _) => {}
+            (_, Err(detail), _) => self.refuse(now, AbortCode::Memory, detail),
+        }
+    }
+
+    fn commit(&mut self, now: Instant, named: (AttemptId, u64, Root), run_state: RunState) {
+        let Some((root, ..)) = self.last else { return };
+        if named != (self.config.attempt, self.config.incarnation, root) {
+            self.refuse(
+                now,
+                AbortCode::Protocol,
+                "Commit names another attempt, process or image".into(),
+            );
+            return;
+        }
+        self.run_state = run_state;
+        self.enter(now, State::Rechecking, Some(ANSWER_MAX));
+        self.act(Action::Recheck);
+    }
+
+    fn rechecked(&mut self, now: Instant, result: Result<(), String>) {
+        let Some((root, ..)) = self.last else { return };
+        match (self.state, result) {
+            (State::Rechecking, Ok(())) => {
+                self.enter(now, State::Committing, None);
+                self.act(Action::Phase(Phase::Commit));
+                self.act(Action::Journal(Mark::Committed {
+                    root,
+                    run_state: self.run_state,
+                }));
+            }
+            (State::Rechecking, Err(detail)) => self.refuse(now, AbortCode::Qemu, detail),
+            _ => {}
+        }
+    }
+
+    fn journaled(&mut self, now: Instant, result: Result<(), String>) {
+        match (self.state, result) {
+            (State::Committing, Ok(())) => {
+                self.enter(now, State::Starting, None);
+                if self.run_state == RunState::Running && !self.config.stay_paused {
+                    self.act(Action::Continue);
+                } else {
+                    self.guest_is_here(now);
+                }
+            }
+            (State::Committing, Err(detail)) => {
+                self.state = State::Rechecking;
+                self.refuse(now, AbortCode::Resources, format!("journal: {detail}"));
+            }
+            (State::Refusing, Ok(())) => {
+                if let Some(verdict) = self.refusal {
+                    let (attempt, epoch) = (self.config.attempt, self.config.epoch);
+                    self.act(Action::Send(Frame::Answer {
+                        attempt,
+                        verdict,
+                        epoch,
+                    }));
+                }
+                self.end_refusal();
+            }
+            // Not durable: the word must not be given.
+            (State::Refusing, Err(detail)) => {
+                tracing::error!(detail, "refusal not durable");
+                self.end_refusal();
+            }
+            (_, Ok(())) => {}
+            (_, Err(detail)) => tracing::warn!(detail, "journal entry not durable"),
+        }
+    }
+
+    fn vm_resumed(&mut self, now: Instant) {
+        match self.state {
+            State::Starting => self.guest_is_here(now),
+            State::Running | State::Refusing | State::Done => {}
+            State::Waiting
+            | State::Preparing
+            | State::Receiving
+            | State::Loading
+            | State::Proving
+            | State::Loaded
+            | State::Rechecking
+            | State::Committing => {
+                // Somebody else ran it: it must not live on beside the source.
+                self.refuse(
+                    now,
+                    AbortCode::Qemu,
+                    "target guest was run before Commit".into(),
+                );
+            }
+        }
+    }
+
+    fn guest_is_here(&mut self, now: Instant) {
+        self.enter(now, State::Running, None);
+        self.act(Action::Send(Frame::Running));
+        self.act(Action::Journal(Mark::Running));
+        self.act(Action::Phase(Phase::Settle));
+    }
+
+    fn never_ran(&mut self, now: Instant, detail: String) {
+        if self.state == State::Starting {
+            self.refusal = Some(Verdict::NeverRan);
+            self.enter(now, State::Refusing, None);
+            self.outcome = Some(Outcome::Stayed {
+                code: AbortCode::Qemu,
+                detail: detail.clone(),
+            });
+            self.act(Action::Journal(Mark::NeverRan(detail)));
+        }
+    }
+
+    fn peer_lost(&mut self, now: Instant, detail: &str) {
+        if self.owns_guest() {
+            self.act(Action::AwaitPeer);
+        } else {
+            self.refuse(
+                now,
+                AbortCode::Link,
+                format!("link to the source lost: {detail}"),
+            );
+        }
+    }
+
+    fn abort(&mut self, now: Instant, detail: String) {
+        if self.state == State::Running {
+            tracing::warn!("the source has not acknowledged the end; `scaleaway resolve` will");
+            self.finish(Outcome::Arrived);
+        } else {
+            self.refuse(now, AbortCode::Operator, detail);
+        }
+    }
+
+    /// Before Commit is accepted: durable refusal, then QEMU ends.
+    fn refuse(&mut self, now: Instant, code: AbortCode, detail: String) {
+        if self.owns_guest() || self.state == State::Refusing {
+            return;
+        }
+        tracing::info!(state = ?self.state, detail, "attempt ends");
+        let said_loaded = matches!(self.state, State::Loaded | State::Rechecking);
+        self.refusal = said_loaded.then_some(Verdict::Refused);
+        if self.refusal.is_none() {
+            self.act(Action::Send(Frame::Abort {
+                code,
+                detail: detail.clone(),
+            }));
+        }
+        self.outcome = Some(Outcome::Stayed {
+            code,
+            detail: detail.clone(),
+        });
+        self.enter(now, State::Refusing, None);
+        self.act(Action::Journal(Mark::Refused(detail)));
+    }
+
+    fn end_refusal(&mut self) {
+        self.act(Action::Quit);
+        let outcome = self.outcome.clone().unwrap_or(Outcome::Stayed {
+            code: AbortCode::Operator,
+            detail: "refused".into(),
+        });
+        self.finish(outcome);
+    }
+
+    fn timer(&mut self, now: Instant) {
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            self.deadline = None;
+            let detail = format!("no progress in {:?} within its limit", self.state);
+            self.refuse(now, AbortCode::Link, detail);
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        self.act(Action::Done(outcome));
+        self.state = State::Done;
+        self.deadline = None;
+    }
+
+    fn enter(&mut self, now: Instant, state: State, limit: Option<Duration>) {
+        tracing::debug!(from = ?self.state, to = ?state, "target");
+        self.state = state;
+        self.deadline = limit.map(|limit| now + limit);
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+}
