@@ -67,6 +67,9 @@ pub struct Link<P> {
     queue_bytes: u64,
     /// When the front packet's last bit leaves. Meaningful while the queue is not empty.
     front_done_ns: u64,
+    /// When the last packet's last bit left: the next one starts no earlier, even if it is offered
+    /// with an earlier time than that of the last poll.
+    idle_from_ns: u64,
     /// Part of a nanosecond, in bits * 10^9 modulo the rate, so that rounding never adds up.
     carry: u64,
     in_flight: BinaryHeap<Reverse<InFlight<P>>>,
@@ -120,6 +123,7 @@ impl<P> Link<P> {
             queue: VecDeque::new(),
             queue_bytes: 0,
             front_done_ns: 0,
+            idle_from_ns: 0,
             carry: 0,
             in_flight: BinaryHeap::new(),
             departures: 0,
@@ -146,7 +150,8 @@ impl<P> Link<P> {
         }
         if self.queue.is_empty() {
             self.carry = 0;
-            self.front_done_ns = now_ns.saturating_add(self.sending_time_ns(len_bytes));
+            let start_ns = now_ns.max(self.idle_from_ns);
+            self.front_done_ns = start_ns.saturating_add(self.sending_time_ns(len_bytes));
         }
         self.queue.push_back((len_bytes, packet));
         self.queue_bytes = queue_bytes;
@@ -227,6 +232,7 @@ impl<P> Link<P> {
             self.counters.cut_drops.add(flying.len_bytes);
         }
         self.queue_bytes = 0;
+        self.idle_from_ns = 0;
     }
 
     /// Ends a cut.
@@ -244,6 +250,7 @@ impl<P> Link<P> {
     fn advance(&mut self, now_ns: u64) {
         while !self.queue.is_empty() && self.front_done_ns <= now_ns {
             let left_ns = self.front_done_ns;
+            self.idle_from_ns = left_ns;
             let (len_bytes, packet) = self.queue.pop_front().expect("the queue is not empty");
             self.queue_bytes -= u64::from(len_bytes);
             self.depart(left_ns, len_bytes, packet);

@@ -41,6 +41,17 @@ fn delay_is_added_to_the_sending_time() {
     );
 }
 
+/// A driver may poll a little ahead of the clock; that gives no more than the rate.
+#[test]
+fn polling_ahead_gives_no_extra_rate() {
+    let mut link = link(clean(12_000_000, 0)); // 1500 bytes take 1 ms
+    link.offer(Duration::ZERO, 1500, 0);
+    assert_eq!(link.poll(MS), Some(0));
+    link.offer(MS / 2, 1500, 1);
+    assert_eq!(link.poll(MS * 3 / 2), None);
+    assert_eq!(drain(&mut link), [(2 * MS, 1)]);
+}
+
 /// The queue is bounded in bytes, drops at its tail, and takes more as it drains.
 #[test]
 fn full_queue_drops_its_tail() {
