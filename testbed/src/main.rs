@@ -1,2 +1,2 @@
-//! The lab.
+//! The lab's command line.
 fn main() {}

@@ -1,0 +1,106 @@
+//! Fills redis with values of made-up words, all different, that compress like text.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::memory::mix;
+
+const ADDRESS: &str = "127.0.0.1:6379";
+const CONNECT_TRIES_MAX: u32 = 200;
+const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Commands in flight before their answers are read.
+const BATCH: u64 = 500;
+/// So many words make zstd level 1 shrink the values to about a third.
+const VOCABULARY: u64 = 6000;
+
+/// `words` is `KEYS,BYTES`: sets that many keys to values of that many bytes each.
+pub(crate) fn fill(words: &str) -> Result<(), String> {
+    let wrong = || format!("{words}: not KEYS,BYTES");
+    let (keys, bytes) = words.split_once(',').ok_or_else(wrong)?;
+    let keys = keys.parse::<u64>().map_err(|_| wrong())?;
+    let bytes = bytes
+        .parse::<usize>()
+        .map_err(|_| wrong())?
+        .min(VALUE_BYTES_MAX);
+    let stream = connect()?;
+    let failed = |error: std::io::Error| format!("redis: {error}");
+    let mut answers = BufReader::new(stream.try_clone().map_err(failed)?);
+    let mut stream = stream;
+    let mut answer = String::new();
+    for first in (0..keys).step_by(500) {
+        let end = (first + BATCH).min(keys);
+        let mut batch = String::new();
+        for key in first..end {
+            let (name, value) = (format!("key:{key}"), value(key, bytes));
+            let (name_bytes, value_bytes) = (name.len(), value.len());
+            write!(
+                batch,
+                "*3\r\n$3\r\nSET\r\n${name_bytes}\r\n{name}\r\n${value_bytes}\r\n{value}\r\n"
+            )
+            .map_err(|error| error.to_string())?;
+        }
+        stream.write_all(batch.as_bytes()).map_err(failed)?;
+        for _ in first..end {
+            answer.clear();
+            answers.read_line(&mut answer).map_err(failed)?;
+            if answer != "+OK\r\n" {
+                return Err(format!("redis answered {answer:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Words of 3 to 10 letters from a fixed vocabulary, chosen by the key.
+fn value(key: u64, bytes: usize) -> String {
+    let mut text = String::with_capacity(bytes + 16);
+    let mut state = mix(key ^ 0x0007_ed15);
+    while text.len() < bytes {
+        state = mix(state);
+        // Small numbers come more often, as frequent words do in text.
+        let rank = (state % VOCABULARY).min((state >> 20) % VOCABULARY);
+        let mut letters = mix(rank ^ 0xabcd);
+        for _ in 0..3 + letters % 8 {
+            text.push(char::from(b'a' + u8::try_from(letters % 26).unwrap_or(0)));
+            letters = mix(letters);
+        }
+        text.push(' ');
+    }
+    text.truncate(bytes);
+    text
+}
+
+fn connect() -> Result<TcpStream, String> {
+    for _ in 0..CONNECT_TRIES_MAX {
+        if let Ok(stream) = TcpStream::connect(ADDRESS) {
+            return Ok(stream);
+        }
+        pause(Duration::from_millis(50));
+    }
+    Err("redis did not come up".to_owned())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "redis says in no other way that it is not up yet"
+)]
+fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values have the size asked for, are all different, and the same for the same key.
+    #[test]
+    fn values_are_distinct_text() {
+        let values: std::collections::BTreeSet<String> =
+            (0..1000).map(|key| value(key, 200)).collect();
+        assert_eq!(values.len(), 1000);
+        assert!(values.iter().all(|value| value.len() == 200));
+        assert_eq!(value(7, 64), value(7, 64));
+    }
+}

@@ -1,0 +1,85 @@
+//! QEMU's own migration, driven by its monitor.
+
+use anyhow::ensure;
+use serde_json::json;
+
+use crate::guest::Guest;
+
+/// What the product and QEMU are both asked for.
+pub const DOWNTIME_MS: u64 = 300;
+/// More than any link has.
+const BANDWIDTH_MAX: u64 = 1 << 40;
+const MULTIFD_CHANNELS: u32 = 4;
+const ZSTD_LEVEL: u32 = 1;
+/// Larger than the working set of every scenario.
+const XBZRLE_CACHE_BYTES: u64 = 512 << 20;
+
+/// How QEMU sends pages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Method {
+    /// One stream of whole pages.
+    Plain,
+    /// Four streams, zstd level 1.
+    MultifdZstd,
+    /// Differences to the last version of a page.
+    Xbzrle,
+}
+
+/// Starts a migration. `listen` is what target QEMU listens on and `dial` what source QEMU dials;
+/// they differ when something stands between.
+///
+/// # Errors
+/// When QEMU refuses.
+pub fn start(
+    source: &Guest,
+    target: &Guest,
+    method: Method,
+    listen: &str,
+    dial: &str,
+) -> anyhow::Result<()> {
+    for guest in [source, target] {
+        let capabilities = [
+            ("multifd", method == Method::MultifdZstd),
+            ("xbzrle", method == Method::Xbzrle),
+        ];
+        let mut parameters = json!({
+            "max-bandwidth": BANDWIDTH_MAX,
+            "downtime-limit": DOWNTIME_MS,
+        });
+        match method {
+            Method::Plain => {}
+            Method::MultifdZstd => {
+                parameters["multifd-channels"] = json!(MULTIFD_CHANNELS);
+                parameters["multifd-compression"] = json!("zstd");
+                parameters["multifd-zstd-level"] = json!(ZSTD_LEVEL);
+            }
+            Method::Xbzrle => parameters["xbzrle-cache-size"] = json!(XBZRLE_CACHE_BYTES),
+        }
+        guest.monitor().set_capabilities(&capabilities)?;
+        guest
+            .monitor()
+            .execute("migrate-set-parameters", &parameters)?;
+    }
+    target
+        .monitor()
+        .execute("migrate-incoming", &json!({ "uri": listen }))?;
+    source
+        .monitor()
+        .execute("migrate", &json!({ "uri": dial }))?;
+    Ok(())
+}
+
+/// Whether it still can succeed.
+///
+/// # Errors
+/// QEMU's own reason when it has failed.
+pub fn check(source: &Guest) -> anyhow::Result<()> {
+    let status = source.monitor().execute("query-migrate", &json!({}))?;
+    let word = status["status"].as_str().unwrap_or_default();
+    ensure!(
+        !matches!(word, "failed" | "cancelled" | "cancelling"),
+        "QEMU's migration {word}: {}",
+        status["error-desc"].as_str().unwrap_or("no reason given")
+    );
+    Ok(())
+}

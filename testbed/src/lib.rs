@@ -1,0 +1,25 @@
+//! The lab: hosts in namespaces, an emulated link between them, an overlay over it, and real guests.
+//! It runs the product as a black box, beside QEMU's own migration, and writes reports.
+//!
+//! Non-goals: it links none of the product's crates, and it knows nothing of their insides.
+//!
+//! The pieces can be used one by one from a test, without namespaces:
+//!
+//! ```no_run
+//! use testbed::guest::{Guest, Image, Machine, Place};
+//! # fn main() -> anyhow::Result<()> {
+//! let image = Image::ready(&testbed::progress::Progress::silent())?;
+//! let folder = std::path::Path::new("/tmp/example");
+//! let source = Guest::boot(&Place::Here, &image, &Machine::small(), folder)?;
+//! source.wait_ready()?;
+//! assert_eq!(source.control()?.verify()?.errors, 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Reading order: `guest` (image, QEMU, saved state, self-check).
+
+pub mod arm;
+pub mod clock;
+pub mod guest;
+pub mod progress;
