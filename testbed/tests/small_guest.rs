@@ -13,10 +13,10 @@ use testbed::progress::Progress;
 struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    fn new(name: &str) -> std::io::Result<Self> {
         let path = std::env::temp_dir().join(format!("lab-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
     }
 }
 
@@ -27,11 +27,11 @@ impl Drop for Folder {
 }
 
 /// Moves a small guest with QEMU's own migration and returns both sides and the folder.
-fn moved(name: &str, machine: &Machine, method: Method) -> (Guest, Guest, Folder) {
-    let folder = Folder::new(name);
+fn moved(name: &str, machine: &Machine, method: Method) -> anyhow::Result<(Guest, Guest, Folder)> {
+    let folder = Folder::new(name)?;
     let silent = Progress::silent();
-    let image = Image::ready(&silent).unwrap();
-    let state = State::ready(&image, machine, &silent).unwrap();
+    let image = Image::ready(&silent)?;
+    let state = State::ready(&image, machine, &silent)?;
     let files = (&image).into();
     let network = Network::Nothing;
     let source = folder.0.join("source");
@@ -42,76 +42,63 @@ fn moved(name: &str, machine: &Machine, method: Method) -> (Guest, Guest, Folder
         machine,
         &network,
         &source,
-    )
-    .unwrap();
+    )?;
     let target = folder.0.join("target");
-    let target = Guest::incoming(&Place::Here, &files, machine, &network, &target).unwrap();
-    let before = source.control().unwrap().next().unwrap();
+    let target = Guest::incoming(&Place::Here, &files, machine, &network, &target)?;
+    let before = source.control()?.next()?;
     assert_eq!(before.errors, 0);
 
     // Like -S: the target stays paused when it has loaded.
-    target
-        .monitor()
-        .execute("stop", &serde_json::json!({}))
-        .unwrap();
+    target.monitor().execute("stop", &serde_json::json!({}))?;
     let uri = format!("unix:{}", folder.0.join("migration.sock").display());
-    native::start(&source, &target, method, &uri, &uri).unwrap();
+    native::start(&source, &target, method, &uri, &uri)?;
     clock::wait_until("the migration", Duration::from_secs(60), || {
         native::check(&source)?;
         let loaded = target.monitor().run_state()? == "paused";
         Ok((loaded && source.monitor().migration_status()? == "completed").then_some(()))
-    })
-    .unwrap();
-    (source, target, folder)
+    })?;
+    Ok((source, target, folder))
 }
 
 /// A loaded target that has not run yet holds the source's RAM in every block, the guest then goes
 /// on there, its counters do not fall, and every page of its working set is right.
-fn check(name: &str, machine: &Machine, method: Method) {
-    let (source, target, _folder) = moved(name, machine, method);
-    let comparison = compare(&source, &target).unwrap();
+fn check(name: &str, machine: &Machine, method: Method) -> anyhow::Result<()> {
+    let (source, target, _folder) = moved(name, machine, method)?;
+    let comparison = compare(&source, &target)?;
     assert!(comparison.pages() >= u64::from(machine.memory_mib) * 256);
     assert_eq!(comparison.differing(), 0, "{comparison:?}");
 
-    target
-        .monitor()
-        .execute("cont", &serde_json::json!({}))
-        .unwrap();
-    let control = target.control().unwrap();
-    let after = control.next().unwrap();
+    target.monitor().execute("cont", &serde_json::json!({}))?;
+    let control = target.control()?;
+    let after = control.next()?;
     assert!(after.count > 0 && after.writes > 0);
-    let verified = control.verify().unwrap();
+    let verified = control.verify()?;
     assert_eq!((verified.errors, verified.pages), (0, 32 * 256));
+    Ok(())
 }
 
 #[test]
-fn plain() {
-    check("plain", &Machine::small(), Method::Plain);
+fn plain() -> anyhow::Result<()> {
+    check("plain", &Machine::small(), Method::Plain)
 }
 
 #[test]
-fn multifd_zstd_with_private_ram() {
+fn multifd_zstd_with_private_ram() -> anyhow::Result<()> {
     let machine = Machine {
         ram: Ram::Plain,
         ..Machine::small()
     };
-    check("multifd", &machine, Method::MultifdZstd);
+    check("multifd", &machine, Method::MultifdZstd)
 }
 
 /// The comparison finds what differs: a guest that ran on after it was copied.
 #[test]
-fn comparison_sees_a_difference() {
-    let (source, target, _folder) = moved("differs", &Machine::small(), Method::Plain);
-    target
-        .monitor()
-        .execute("cont", &serde_json::json!({}))
-        .unwrap();
-    target.control().unwrap().next().unwrap();
-    target
-        .monitor()
-        .execute("stop", &serde_json::json!({}))
-        .unwrap();
-    let comparison = compare(&source, &target).unwrap();
+fn comparison_sees_a_difference() -> anyhow::Result<()> {
+    let (source, target, _folder) = moved("differs", &Machine::small(), Method::Plain)?;
+    target.monitor().execute("cont", &serde_json::json!({}))?;
+    target.control()?.next()?;
+    target.monitor().execute("stop", &serde_json::json!({}))?;
+    let comparison = compare(&source, &target)?;
     assert!(comparison.differing() > 0);
     let other: Vec<_> = comparison
         .blocks
@@ -119,4 +106,5 @@ fn comparison_sees_a_difference() {
         .filter(|block| block.differing > 0)
         .collect();
     assert_eq!(other[0].block, "pc.ram");
+    Ok(())
 }
