@@ -1,1 +1,11 @@
-//! To be filled.
+//! Which memory of the QEMU process is which RAM block, and reading it.
+//!
+//! [`ramblock`] (pure) reads QEMU's own table of its blocks; [`process`] reads pages of a running
+//! or stopped guest from `/proc/PID/mem`. A block whose place is not certain is an error, never a
+//! guess: one wrong page passes every later check of hashes (S9).
+
+pub mod process;
+pub mod ramblock;
+
+pub use process::{ExpectedBlock, GuestMemory, MemoryError};
+pub use ramblock::{RamBlock, RamBlockError};

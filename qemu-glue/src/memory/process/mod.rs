@@ -1,0 +1,288 @@
+//! Reads guest memory from `/proc/PID/mem` of a QEMU process, block by block.
+//!
+//! Needs the right to trace that process: root, or its own user. Nothing is mapped; a page is
+//! copied by the kernel into the caller's private buffer, and may be torn while the guest runs.
+
+use std::fs::{self, File};
+use std::io;
+
+use super::ramblock::RamBlock;
+use crate::qmp::{ProcessError, ProcessId};
+
+/// Bytes of a guest page.
+pub const PAGE_BYTES: usize = 4096;
+
+/// A block that must be there: name and length as the migration stream has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpectedBlock {
+    /// QEMU's name of the block.
+    pub name: String,
+    /// Bytes in use.
+    pub used_bytes: u64,
+}
+
+/// Why guest memory cannot be read, or is not certain to be what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The process's blocks are not those expected (S9).
+    #[error("RAM block {name:?}: {detail}")]
+    BlockMismatch {
+        /// The block.
+        name: String,
+        /// What differs.
+        detail: String,
+    },
+    /// This QEMU does not tell where its blocks are.
+    #[error("QEMU does not tell where RAM block {name:?} is in its memory (QEMU 8.0 and later do)")]
+    NoHostAddress {
+        /// The block.
+        name: String,
+    },
+    /// The process has ended, or its pid belongs to another one.
+    #[error("QEMU process {pid} is gone")]
+    ProcessGone {
+        /// Its pid.
+        pid: u32,
+    },
+    /// Our own call names a page that the block does not have.
+    #[error("RAM block {block} has no pages {first_page} to {first_page} + {count}")]
+    NoSuchPage {
+        /// Place of the block in the list given to [`GuestMemory::open`].
+        block: usize,
+        /// First page asked for.
+        first_page: u64,
+        /// Pages asked for.
+        count: u64,
+    },
+    /// The system refused to open or read the memory.
+    #[error("cannot read the memory of QEMU process {pid}")]
+    Read {
+        /// Its pid.
+        pid: u32,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The process could not be looked at.
+    #[error("cannot look at the QEMU process")]
+    Process(#[from] ProcessError),
+}
+
+/// Memory of a guest, read-only.
+#[derive(Debug)]
+pub struct GuestMemory {
+    memory: File,
+    pid: u32,
+    blocks: Vec<Range>,
+}
+
+/// Where a block lies in QEMU's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Range {
+    start: u64,
+    bytes: u64,
+}
+
+impl GuestMemory {
+    /// Opens the memory of `process`, whose blocks are `blocks`. The blocks of `expected` get the
+    /// numbers of their places in it.
+    ///
+    /// # Errors
+    /// [`MemoryError::BlockMismatch`] unless each expected block is there once, with the same
+    /// length, at an address of its own that the process has mapped.
+    pub fn open(
+        process: &ProcessId,
+        blocks: &[RamBlock],
+        expected: &[ExpectedBlock],
+    ) -> Result<Self, MemoryError> {
+        let ranges = locate(blocks, expected)?;
+        let pid = process.pid;
+        let failed = |source: io::Error| {
+            if source.kind() == io::ErrorKind::NotFound {
+                MemoryError::ProcessGone { pid }
+            } else {
+                MemoryError::Read { pid, source }
+            }
+        };
+        let memory = File::open(format!("/proc/{pid}/mem")).map_err(failed)?;
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(failed)?;
+        // Looked at after the opening: the open file belongs to that memory for ever.
+        if !process.is_alive()? {
+            return Err(MemoryError::ProcessGone { pid });
+        }
+        for (block, range) in expected.iter().zip(&ranges) {
+            if !is_mapped(&maps, *range) {
+                let detail = format!("process {pid} has no memory at its address");
+                return Err(mismatch(&block.name, detail));
+            }
+        }
+        Ok(Self {
+            memory,
+            pid,
+            blocks: ranges,
+        })
+    }
+
+    /// Reads one page. `block` is its place in the list given to [`GuestMemory::open`].
+    ///
+    /// # Errors
+    /// When the page is not there, the process is gone, or the system refuses.
+    pub fn read_page(
+        &self,
+        block: usize,
+        page: u32,
+        into: &mut [u8; PAGE_BYTES],
+    ) -> Result<(), MemoryError> {
+        self.read_pages(block, page, into)
+    }
+
+    /// Reads consecutive pages, as many as `into` holds.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read_page`]; the content of `into` is then unspecified.
+    ///
+    /// # Panics
+    /// When `into` is no whole number of pages.
+    pub fn read_pages(
+        &self,
+        block: usize,
+        first_page: u32,
+        into: &mut [u8],
+    ) -> Result<(), MemoryError> {
+        assert!(into.len().is_multiple_of(PAGE_BYTES), "whole pages only");
+        let first_page = u64::from(first_page);
+        let bytes = into.len() as u64;
+        let page_bytes = PAGE_BYTES as u64;
+        let no_such_page = || MemoryError::NoSuchPage {
+            block,
+            first_page,
+            count: bytes / page_bytes,
+        };
+        let range = self.blocks.get(block).ok_or_else(no_such_page)?;
+        let offset = first_page * page_bytes;
+        if offset
+            .checked_add(bytes)
+            .is_none_or(|end| end > range.bytes)
+        {
+            return Err(no_such_page());
+        }
+        self.read_exact(range.start + offset, into)
+    }
+
+    fn read_exact(&self, mut address: u64, mut into: &mut [u8]) -> Result<(), MemoryError> {
+        while !into.is_empty() {
+            match rustix::io::pread(&self.memory, &mut *into, address) {
+                // A process that has ended has no memory left: end of file.
+                Ok(0) => return Err(MemoryError::ProcessGone { pid: self.pid }),
+                Ok(count) => {
+                    address += count as u64;
+                    into = &mut into[count..];
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    return Err(MemoryError::Read {
+                        pid: self.pid,
+                        source: error.into(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The place of each expected block, certain or an error.
+fn locate(blocks: &[RamBlock], expected: &[ExpectedBlock]) -> Result<Vec<Range>, MemoryError> {
+    let mut ranges = Vec::with_capacity(expected.len());
+    for want in expected {
+        let mut named = blocks.iter().filter(|block| block.name == want.name);
+        let block = match (named.next(), named.next()) {
+            (Some(block), None) => block,
+            (None, _) => {
+                return Err(mismatch(
+                    &want.name,
+                    "QEMU has none of that name".to_owned(),
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err(mismatch(&want.name, "QEMU has two of that name".to_owned()));
+            }
+        };
+        if block.used_bytes != want.used_bytes {
+            let detail = format!(
+                "{} bytes were expected, QEMU has {}",
+                want.used_bytes, block.used_bytes
+            );
+            return Err(mismatch(&want.name, detail));
+        }
+        let start = block
+            .host_address
+            .ok_or_else(|| MemoryError::NoHostAddress {
+                name: want.name.clone(),
+            })?;
+        let page_bytes = PAGE_BYTES as u64;
+        let sound = start != 0
+            && start.is_multiple_of(page_bytes)
+            && start.checked_add(block.used_bytes).is_some();
+        if !sound {
+            return Err(mismatch(
+                &want.name,
+                format!("{start:#x} cannot be its address"),
+            ));
+        }
+        ranges.push(Range {
+            start,
+            bytes: block.used_bytes,
+        });
+    }
+    reject_overlaps(expected, &ranges)?;
+    Ok(ranges)
+}
+
+/// Two blocks at one place (or a block that is named twice): at least one is not what it seems.
+fn reject_overlaps(expected: &[ExpectedBlock], ranges: &[Range]) -> Result<(), MemoryError> {
+    let mut by_start: Vec<_> = ranges.iter().zip(expected).collect();
+    by_start.sort_by_key(|(range, _)| range.start);
+    for pair in by_start.windows(2) {
+        let [(lower, lower_block), (upper, upper_block)] = pair else {
+            continue;
+        };
+        if lower.start + lower.bytes > upper.start {
+            let detail = format!("it overlaps {:?}", upper_block.name);
+            return Err(mismatch(&lower_block.name, detail));
+        }
+    }
+    Ok(())
+}
+
+/// Is all of the range covered by readable mappings? Lines of /proc/PID/maps are in order.
+fn is_mapped(maps: &str, range: Range) -> bool {
+    let end = range.start + range.bytes;
+    let mut covered = range.start;
+    for (from, to) in maps.lines().filter_map(readable_range) {
+        if from <= covered && covered < to {
+            covered = to;
+        }
+    }
+    covered >= end
+}
+
+fn readable_range(line: &str) -> Option<(u64, u64)> {
+    let (range, rest) = line.split_once(' ')?;
+    let (from, to) = range.split_once('-')?;
+    rest.starts_with('r').then_some(())?;
+    Some((
+        u64::from_str_radix(from, 16).ok()?,
+        u64::from_str_radix(to, 16).ok()?,
+    ))
+}
+
+fn mismatch(name: &str, detail: String) -> MemoryError {
+    MemoryError::BlockMismatch {
+        name: name.to_owned(),
+        detail,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! The client: connects, sends commands, waits for their replies within a limit.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::codec::Greeting;
+use super::error::{CloseReason, QmpError};
+use super::events::Event;
+use super::monitor::{Monitor, PENDING_MAX, REQUEST_MAX_BYTES, Reply, Request};
+use super::process::ProcessId;
+
+/// Limits of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// How long to wait for the greeting; default 5 s (QEMU's main loop may be busy for a while).
+    pub greeting_timeout: Duration,
+    /// How long to wait for a command's reply; default 10 s.
+    pub command_timeout: Duration,
+    /// Unread events that are kept, below 0.5 KiB each; default 1024, at least 1. One more breaks
+    /// the monitor.
+    pub events_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            greeting_timeout: Duration::from_secs(5),
+            command_timeout: Duration::from_secs(10),
+            events_max: 1024,
+        }
+    }
+}
+
+/// A connection to QEMU's monitor. Clones share it; the last one that is dropped closes it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    requests: mpsc::Sender<Request>,
+    command_timeout: Duration,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    greeting: Greeting,
+    process: ProcessId,
+    next_id: AtomicU64,
+    closed: Arc<OnceLock<CloseReason>>,
+    _task: AbortOnDrop,
+}
+
+/// Ends the monitor task, and with it the connection, even when QEMU takes no bytes.
+#[derive(Debug)]
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The events of a connection, in QEMU's order.
+#[derive(Debug)]
+pub struct EventReceiver {
+    events: mpsc::Receiver<Event>,
+    closed: Arc<OnceLock<CloseReason>>,
+    ended: bool,
+}
+
+impl Client {
+    /// Connects with the default [`Options`].
+    ///
+    /// # Errors
+    /// As [`Client::connect_with`].
+    pub async fn connect(path: &Path) -> Result<(Self, EventReceiver), QmpError> {
+        Self::connect_with(path, Options::default()).await
+    }
+
+    /// Connects to the monitor at `path` and ends its negotiation mode. Must be called on a tokio
+    /// runtime; the connection lives on it. Cancel safe: a dropped call closes the connection.
+    ///
+    /// # Errors
+    /// [`QmpError::Connect`] when nothing listens, [`QmpError::MonitorBusy`] when another client
+    /// holds the monitor, [`QmpError::Process`] when the process behind it cannot be named.
+    pub async fn connect_with(
+        path: &Path,
+        options: Options,
+    ) -> Result<(Self, EventReceiver), QmpError> {
+        let busy = || QmpError::MonitorBusy {
+            path: path.to_owned(),
+            waited: options.greeting_timeout,
+        };
+        let socket = UnixStream::connect(path).await.map_err(|source| {
+            // The queue of the listening socket, of length 1, is full.
+            if source.kind() == io::ErrorKind::WouldBlock {
+                busy()
+            } else {
+                QmpError::Connect {
+                    path: path.to_owned(),
+                    source,
+                }
+            }
+        })?;
+        let process = ProcessId::of_peer(&socket)?;
+        let (monitor, ends) = Monitor::new(socket, options.events_max.max(1));
+        let task = AbortOnDrop(tokio::spawn(monitor.run()));
+        let greeting = match timeout(options.greeting_timeout, ends.greeting).await {
+            Ok(Ok(greeting)) => greeting,
+            Ok(Err(_dropped)) => {
+                return Err(QmpError::MonitorClosed {
+                    reason: reason_of(&ends.closed),
+                });
+            }
+            Err(_elapsed) => return Err(busy()),
+        };
+        tracing::debug!(version = %greeting.version, pid = process.pid, "monitor connected");
+        let shared = Shared {
+            greeting,
+            process,
+            next_id: AtomicU64::new(1),
+            closed: Arc::clone(&ends.closed),
+            _task: task,
+        };
+        let client = Self {
+            requests: ends.requests,
+            command_timeout: options.command_timeout,
+            shared: Arc::new(shared),
+        };
+        client.execute("qmp_capabilities", json!({})).await?;
+        let events = EventReceiver {
+            events: ends.events,
+            closed: ends.closed,
+            ended: false,
+        };
+        Ok((client, events))
+    }
+
+    /// The same connection with another limit for replies.
+    #[must_use]
+    pub fn with_timeout(&self, command_timeout: Duration) -> Self {
+        Self {
+            command_timeout,
+            ..self.clone()
+        }
+    }
+
+    /// What QEMU said first: version and package.
+    pub fn greeting(&self) -> &Greeting {
+        &self.shared.greeting
+    }
+
+    /// The process that opened the monitor's socket: QEMU, unless it was started with a socket
+    /// that another program had opened (libvirt does so).
+    pub fn peer_process(&self) -> &ProcessId {
+        &self.shared.process
+    }
+
+    /// Sends a command and waits for its reply. Every event that QEMU sent before the reply is in
+    /// the event queue when this returns.
+    ///
+    /// Dropping the call is like a timeout: the command may still run.
+    ///
+    /// # Errors
+    /// Any [`QmpError`] but those of connecting; [`QmpError::may_have_run`] tells whether the
+    /// command may have had its effect.
+    pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let (reply, waiting) = oneshot::channel();
+        let request = self.request(command, &arguments, reply)?;
+        // True from the moment at which the monitor task may see the request.
+        let mut handed_over = false;
+        let exchange = async {
+            let permit = self.requests.reserve().await.ok()?;
+            handed_over = true;
+            permit.send(request);
+            waiting.await.ok()
+        };
+        let waited = self.command_timeout;
+        let reply = timeout(waited, exchange).await;
+        let command = command.to_owned();
+        match reply {
+            Ok(Some(Reply::Done(value))) => Ok(value),
+            Ok(Some(Reply::Refused { class, description })) => Err(QmpError::Refused {
+                command,
+                class,
+                description,
+            }),
+            Ok(Some(Reply::TooManyPending)) => Err(QmpError::TooManyPending {
+                command,
+                pending_max: PENDING_MAX,
+            }),
+            Ok(None) => Err(QmpError::MonitorClosed {
+                reason: reason_of(&self.shared.closed),
+            }),
+            Err(_elapsed) => Err(QmpError::Timeout {
+                command,
+                waited,
+                may_still_run: handed_over,
+            }),
+        }
+    }
+
+    /// [`Client::execute`] with a typed result.
+    pub(super) async fn execute_as<T: DeserializeOwned>(
+        &self,
+        command: &str,
+        arguments: Value,
+    ) -> Result<T, QmpError> {
+        let value = self.execute(command, arguments).await?;
+        serde_json::from_value(value).map_err(|error| QmpError::BadReply {
+            command: command.to_owned(),
+            detail: error.to_string(),
+        })
+    }
+
+    fn request(
+        &self,
+        command: &str,
+        arguments: &Value,
+        reply: oneshot::Sender<Reply>,
+    ) -> Result<Request, QmpError> {
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let message = json!({ "execute": command, "arguments": arguments, "id": id });
+        let mut line = message.to_string().into_bytes();
+        line.push(b'\n');
+        if line.len() > REQUEST_MAX_BYTES {
+            return Err(QmpError::RequestTooLong {
+                command: command.to_owned(),
+                request_max_bytes: REQUEST_MAX_BYTES,
+            });
+        }
+        Ok(Request { id, line, reply })
+    }
+}
+
+impl EventReceiver {
+    /// The next event. The last one is [`MonitorClosed`](super::EventKind::MonitorClosed), after
+    /// it `None`. Cancel safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.events.recv().await {
+            Some(event) => Some(event),
+            None => self.end(),
+        }
+    }
+
+    /// The next event if it is there. After a command's reply this empties the queue of all that
+    /// QEMU sent before that reply.
+    pub fn try_next(&mut self) -> Option<Event> {
+        match self.events.try_recv() {
+            Ok(event) => Some(event),
+            Err(mpsc::error::TryRecvError::Empty) => None,
+            Err(mpsc::error::TryRecvError::Disconnected) => self.end(),
+        }
+    }
+
+    fn end(&mut self) -> Option<Event> {
+        if std::mem::replace(&mut self.ended, true) {
+            return None;
+        }
+        Some(Event::closed(reason_of(&self.closed)))
+    }
+}
+
+/// A task that was aborted sets no reason: that is the drop of the last client.
+fn reason_of(closed: &OnceLock<CloseReason>) -> CloseReason {
+    closed.get().cloned().unwrap_or(CloseReason::Dropped)
+}
