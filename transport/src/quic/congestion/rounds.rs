@@ -1,0 +1,63 @@
+//! One round trip's sums.
+
+use std::time::Duration;
+
+/// What happened since the round began.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Round {
+    /// The round ends when a packet is acknowledged that was sent after this many bytes had been
+    /// delivered.
+    ends_at: u64,
+    acked_bytes: u64,
+    lost_bytes: u64,
+    samples: u32,
+    rtt_sum: Duration,
+    rtt_min: Option<Duration>,
+    /// A router marked packets instead of dropping them.
+    pub(super) ecn: bool,
+    /// The application left the window unused at some time.
+    pub(super) app_limited: bool,
+}
+
+impl Round {
+    pub(super) fn begin(delivered: u64) -> Self {
+        Self {
+            ends_at: delivered,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn acked(&mut self, bytes: u64, rtt: Duration) {
+        self.acked_bytes += bytes;
+        self.samples += 1;
+        self.rtt_sum += rtt;
+        self.rtt_min = Some(self.rtt_min.map_or(rtt, |least| least.min(rtt)));
+    }
+
+    pub(super) fn lost(&mut self, bytes: u64) {
+        self.lost_bytes += bytes;
+    }
+
+    pub(super) fn has_ended(&self, delivered_before: u64) -> bool {
+        delivered_before >= self.ends_at
+    }
+
+    pub(super) fn rtt_mean(&self) -> Option<Duration> {
+        (self.samples > 0).then(|| self.rtt_sum / self.samples)
+    }
+
+    /// Least round trip time, once at least `count` packets were measured.
+    pub(super) fn rtt_min_of(&self, count: u32) -> Option<Duration> {
+        self.rtt_min.filter(|_| self.samples >= count)
+    }
+
+    /// Lost bytes of all that were settled, 0 to 1.
+    pub(super) fn lost_share(&self) -> f64 {
+        let settled = self.acked_bytes + self.lost_bytes;
+        if settled == 0 {
+            0.0
+        } else {
+            self.lost_bytes as f64 / settled as f64
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The source's lanes: each takes its dirty pages, encodes them when the budget allows, sends.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::BytesMut;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+
+use super::Workers;
+use crate::block::{
+    BatchStats, Contents, DirtySet, Disable, LANES, LaneCursor, LaneEncoder, Ledger, PageAddress,
+    PageHash, Root, Taken,
+};
+use crate::quic::LaneSender;
+use crate::wire::lane;
+use crate::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
+
+/// What a lane will roughly add to the flight while it is being encoded.
+const RESERVE_BYTES: u64 = 64 * 1024;
+
+/// How lanes encode.
+#[derive(Debug, Clone)]
+pub struct LaneSettings {
+    /// Incarnation of this process, in every lane's header.
+    pub incarnation: u64,
+    /// The pair's secret.
+    pub key: [u8; 32],
+    /// zstd level.
+    pub level: i32,
+    /// Stages that are switched off.
+    pub disable: Disable,
+}
+
+/// What the session is told.
+#[derive(Debug)]
+pub enum LaneEvent {
+    /// Every lane has sent everything before the barrier, and its mark.
+    Marked {
+        /// The barrier.
+        barrier: u32,
+        /// Root over the ledger as sent.
+        root: Root,
+    },
+    /// A lane cannot go on.
+    Failed(String),
+}
+
+/// Running totals.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LaneCounters {
+    /// Bytes of batches handed to QUIC.
+    pub sent_bytes: u64,
+    /// By encoding.
+    pub stats: BatchStats,
+}
+
+/// The eight lanes of a session at the source.
+#[derive(Debug)]
+pub struct SourceLanes {
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dirty: Arc<DirtySet>,
+    key: [u8; 32],
+    encoders: [Mutex<LaneEncoder>; LANES],
+    workers: Workers,
+    /// Pages were marked, or a barrier was set.
+    wake: Arc<Notify>,
+    /// The budget has room again.
+    room: Notify,
+    budget_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
+    applied_bytes: AtomicU64,
+    reserved_bytes: AtomicU64,
+    stats: Mutex<BatchStats>,
+    barrier: AtomicU32,
+    marks: AtomicU32,
+    events: mpsc::Sender<LaneEvent>,
+}
+
+impl SourceLanes {
+    /// Starts the lanes. `wake` is notified by whoever marks pages dirty.
+    ///
+    /// # Errors
+    /// When zstd has no memory.
+    pub fn start(
+        senders: Vec<LaneSender>,
+        dirty: &Arc<DirtySet>,
+        contents: &Arc<dyn Contents>,
+        settings: &LaneSettings,
+        workers: Workers,
+        wake: Arc<Notify>,
+    ) -> std::io::Result<(SourceLanes, mpsc::Receiver<LaneEvent>)> {
+        let (events, receiver) = mpsc::channel(LANES * 2);
+        let mut encoders = Vec::with_capacity(LANES);
+        for part in Ledger::split(dirty.layout(), &settings.key) {
+            let mut encoder = LaneEncoder::new(part, &settings.key, 1, settings.disable)?;
+            encoder.set_level(settings.level)?;
+            encoders.push(Mutex::new(encoder));
+        }
+        let shared = Arc::new(Shared {
+            dirty: dirty.clone(),
+            key: settings.key,
+            encoders: encoders.try_into().expect("one encoder per lane was made"),
+            workers,
+            wake,
+            room: Notify::new(),
+            budget_bytes: AtomicU64::new(1 << 20),
+            sent_bytes: AtomicU64::new(0),
+            applied_bytes: AtomicU64::new(0),
+            reserved_bytes: AtomicU64::new(0),
+            stats: Mutex::new(BatchStats::default()),
+            barrier: AtomicU32::new(0),
+            marks: AtomicU32::new(0),
+            events,
+        });
+        let mut tasks = JoinSet::new();
+        for sender in senders {
+            let lane = Lane {
+                index: sender.index(),
+                sender,
+                shared: shared.clone(),
+                contents: contents.clone(),
+                cursor: None,
+                marked: 0,
+            };
+            tasks.spawn(lane.run(settings.incarnation));
+        }
+        Ok((SourceLanes { shared, _tasks: tasks }, receiver))
+    }
+
+    /// The target's running totals of applied bytes; returns their sum. Never runs backwards.
+    pub fn applied(&self, bytes: [u64; LANES]) -> u64 {
+        let total = bytes.iter().fold(0_u64, |sum, lane| sum.saturating_add(*lane));
+        let total = total.min(self.shared.sent_bytes.load(Ordering::Relaxed));
+        self.shared.applied_bytes.fetch_max(total, Ordering::Relaxed);
+        self.shared.room.notify_waiters();
+        total
+    }
+
+    /// Bytes that may be under way and not applied.
+    pub fn set_budget(&self, bytes: u64) {
+        self.shared.budget_bytes.store(bytes, Ordering::Relaxed);
+        self.shared.room.notify_waiters();
+    }
+
+    /// Makes every lane send what is dirty, then the barrier's mark.
+    pub fn flush(&self, barrier: u32) {
+        self.shared.marks.store(0, Ordering::Release);
+        self.shared.barrier.store(barrier, Ordering::Release);
+        self.shared.wake.notify_waiters();
+    }
+
+    /// Totals so far.
+    #[must_use]
+    pub fn counters(&self) -> LaneCounters {
+        LaneCounters {
+            sent_bytes: self.shared.sent_bytes.load(Ordering::Relaxed),
+            stats: *lock(&self.shared.stats),
+        }
+    }
+
+    /// Shows every announced page with its hash as sent. Locks lane by lane: for when they rest.
+    pub fn for_each_announced(&self) -> impl FnOnce(&mut dyn FnMut(PageAddress, PageHash)) + use<> {
+        let shared = self.shared.clone();
+        move |show| {
+            for encoder in &shared.encoders {
+                for (at, hash) in lock(encoder).ledger().iter() {
+                    show(at, hash);
+                }
+            }
+        }
+    }
+}
+
+struct Lane {
+    index: usize,
+    sender: LaneSender,
+    shared: Arc<Shared>,
+    contents: Arc<dyn Contents>,
+    cursor: Option<LaneCursor>,
+    marked: u32,
+}
+
+impl Lane {
+    async fn run(mut self, incarnation: u64) {
+        if let Err(detail) = self.send_all(incarnation).await {
+            let told = self.shared.events.send(LaneEvent::Failed(detail)).await;
+            tracing::debug!(lane = self.index, session = told.is_ok(), "lane ended");
+        }
+    }
+
+    async fn send_all(&mut self, incarnation: u64) -> Result<(), String> {
+        let mut header = BytesMut::new();
+        lock(&self.shared.encoders[self.index]).header(incarnation).put(&mut header);
+        self.send(header).await?;
+        loop {
+            let shared = self.shared.clone();
+            let mut woken = std::pin::pin!(shared.wake.notified());
+            // Registered before the look, so that no wake between look and wait is lost.
+            woken.as_mut().enable();
+            let barrier = shared.barrier.load(Ordering::Acquire);
+            if shared.dirty.lane_dirty(self.index) > 0 {
+                self.batch().await?;
+            } else if barrier > self.marked {
+                self.mark(barrier).await?;
+            } else {
+                woken.await;
+            }
+        }
+    }
+
+    async fn batch(&mut self) -> Result<(), String> {
+        self.reserve().await;
+        let shared = self.shared.clone();
+        let contents = self.contents.clone();
+        let lane = self.index;
+        let mut cursor = self.cursor.take().unwrap_or_else(|| LaneCursor::new(lane));
+        let work = move || {
+            let taken: Vec<Taken> = shared.dirty.take(&mut cursor, BATCH_MAX_PAGES);
+            let mut out = BytesMut::with_capacity(BATCH_MAX_BYTES / 2);
+            let encoded = lock(&shared.encoders[lane]).encode(&taken, &*contents, &mut out);
+            (cursor, out, encoded)
+        };
+        let result = self.shared.workers.run(lane, work).await;
+        self.shared.reserved_bytes.fetch_sub(RESERVE_BYTES, Ordering::Relaxed);
+        let (cursor, out, encoded) = result.ok_or("a worker thread is gone")?;
+        self.cursor = Some(cursor);
+        let stats = encoded.map_err(|error| format!("a page could not be encoded: {error}"))?;
+        *lock(&self.shared.stats) += stats;
+        self.shared.sent_bytes.fetch_add(out.len() as u64, Ordering::Relaxed);
+        if out.is_empty() { Ok(()) } else { self.send(out).await }
+    }
+
+    /// Waits until the flight has room, then counts this lane's batch in.
+    async fn reserve(&self) {
+        let shared = &self.shared;
+        loop {
+            let mut room = std::pin::pin!(shared.room.notified());
+            room.as_mut().enable();
+            let sent = shared.sent_bytes.load(Ordering::Relaxed);
+            let flight = sent.saturating_sub(shared.applied_bytes.load(Ordering::Relaxed))
+                + shared.reserved_bytes.load(Ordering::Relaxed);
+            if flight < shared.budget_bytes.load(Ordering::Relaxed) {
+                shared.reserved_bytes.fetch_add(RESERVE_BYTES, Ordering::Relaxed);
+                return;
+            }
+            room.await;
+        }
+    }
+
+    async fn mark(&mut self, barrier: u32) -> Result<(), String> {
+        let mut out = BytesMut::new();
+        lane::put_mark(&mut out, barrier);
+        self.send(out).await?;
+        self.marked = barrier;
+        lock(&self.shared.encoders[self.index]).ledger_mut().refresh();
+        let all = u32::try_from(LANES).expect("LANES is small");
+        if self.shared.marks.fetch_add(1, Ordering::AcqRel) + 1 == all {
+            let root = self.shared.root();
+            let event = LaneEvent::Marked { barrier, root };
+            self.shared.events.send(event).await.map_err(|_| "the session has ended")?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, bytes: BytesMut) -> Result<(), String> {
+        self.sender.send(bytes.freeze()).await.map_err(|error| error.to_string())
+    }
+}
+
+impl Shared {
+    fn root(&self) -> Root {
+        let guards: [MutexGuard<'_, LaneEncoder>; LANES] =
+            std::array::from_fn(|lane| lock(&self.encoders[lane]));
+        let parts = std::array::from_fn(|lane| guards[lane].ledger());
+        Ledger::root(self.dirty.layout(), &parts, &self.key)
+    }
+}
+
+/// A lane's encoder and the totals are locked once per batch; a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,169 @@
+//! The target's lanes: each is read in order, decoded, checked, and given to its sink.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::Workers;
+use crate::block::{
+    LANES, LaneDecoder, Layout, Ledger, PageAddress, PageHash, Root, Sink,
+};
+use crate::quic::LaneReceiver;
+use crate::wire::lane::{LaneFramer, LaneItem};
+
+/// Where one lane's pages go. Calls may block: that is the back pressure to the source.
+pub trait LaneSink: Sink + Send + 'static {
+    /// The batch is whole; it took so many bytes on the lane.
+    ///
+    /// # Errors
+    /// When the guest's side has ended.
+    fn batch_end(&mut self, wire_bytes: u64) -> std::io::Result<()>;
+    /// The lane has reached this barrier.
+    ///
+    /// # Errors
+    /// When the guest's side has ended.
+    fn mark(&mut self, barrier: u32) -> std::io::Result<()>;
+}
+
+/// The eight lanes of a session at the target.
+#[derive(Debug)]
+pub struct TargetLanes {
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    layout: Arc<Layout>,
+    key: [u8; 32],
+    decoders: [Mutex<LaneDecoder>; LANES],
+}
+
+impl TargetLanes {
+    /// Starts the lanes; one sink each. A lane that fails says why.
+    ///
+    /// # Errors
+    /// When zstd has no memory.
+    pub fn start<S: LaneSink>(
+        receivers: Vec<LaneReceiver>,
+        layout: &Arc<Layout>,
+        key: &[u8; 32],
+        source_incarnation: u64,
+        workers: &Workers,
+        sink: impl Fn(usize) -> S,
+    ) -> std::io::Result<(TargetLanes, mpsc::Receiver<String>)> {
+        let (failures, failed) = mpsc::channel(LANES);
+        let mut decoders = Vec::with_capacity(LANES);
+        for part in Ledger::split(layout, key) {
+            decoders.push(Mutex::new(LaneDecoder::new(part, key, source_incarnation)?));
+        }
+        let shared = Arc::new(Shared {
+            layout: layout.clone(),
+            key: *key,
+            decoders: decoders.try_into().expect("one decoder per lane was made"),
+        });
+        let mut tasks = JoinSet::new();
+        for receiver in receivers {
+            let lane = Lane {
+                index: receiver.index(),
+                sink: Some(sink(receiver.index())),
+                receiver,
+                shared: shared.clone(),
+                workers: workers.clone(),
+            };
+            let failures = failures.clone();
+            tasks.spawn(async move {
+                if let Err(detail) = lane.run().await {
+                    let told = failures.send(detail).await;
+                    tracing::debug!(session = told.is_ok(), "lane ended");
+                }
+            });
+        }
+        Ok((TargetLanes { shared, _tasks: tasks }, failed))
+    }
+
+    /// Root over the ledger as applied: for when all lanes have reached a barrier.
+    #[must_use]
+    pub fn root(&self) -> Root {
+        let guards: [MutexGuard<'_, LaneDecoder>; LANES] =
+            std::array::from_fn(|lane| lock(&self.shared.decoders[lane]));
+        let parts = std::array::from_fn(|lane| guards[lane].ledger());
+        Ledger::root(&self.shared.layout, &parts, &self.shared.key)
+    }
+
+    /// Shows every announced page with its hash as applied. Locks lane by lane: for when they rest.
+    pub fn for_each_announced(&self) -> impl FnOnce(&mut dyn FnMut(PageAddress, PageHash)) + use<> {
+        let shared = self.shared.clone();
+        move |show| {
+            for decoder in &shared.decoders {
+                for (at, hash) in lock(decoder).ledger().iter() {
+                    show(at, hash);
+                }
+            }
+        }
+    }
+}
+
+struct Lane<S> {
+    index: usize,
+    receiver: LaneReceiver,
+    sink: Option<S>,
+    shared: Arc<Shared>,
+    workers: Workers,
+}
+
+impl<S: LaneSink> Lane<S> {
+    async fn run(mut self) -> Result<(), String> {
+        let mut framer = LaneFramer::new();
+        loop {
+            let bytes = self.receiver.recv().await.map_err(|error| error.to_string())?;
+            let Some(bytes) = bytes else {
+                return Err("the source ended a lane".into());
+            };
+            framer.push(&bytes);
+            while let Some(item) = framer.next_item().map_err(|error| error.to_string())? {
+                self.item(item).await?;
+            }
+        }
+    }
+
+    /// The sink goes to the worker and comes back, so a lane has one item under way at a time.
+    async fn item(&mut self, item: LaneItem) -> Result<(), String> {
+        let mut sink = self.sink.take().ok_or("the lane has failed already")?;
+        let shared = self.shared.clone();
+        let lane = self.index;
+        let work = move || {
+            let applied = apply(&mut lock(&shared.decoders[lane]), item, &mut sink);
+            (sink, applied)
+        };
+        let result = self.workers.run(lane, work).await;
+        let (sink, applied) = result.ok_or("a worker thread is gone")?;
+        self.sink = Some(sink);
+        applied
+    }
+}
+
+fn apply<S: LaneSink>(
+    decoder: &mut LaneDecoder,
+    item: LaneItem,
+    sink: &mut S,
+) -> Result<(), String> {
+    let wire_bytes = item.wire_bytes() as u64;
+    match item {
+        LaneItem::Header(header) => decoder.open(&header).map_err(|error| error.to_string()),
+        LaneItem::Batch(body) => {
+            decoder.apply(&body, sink).map_err(|error| error.to_string())?;
+            sink.batch_end(wire_bytes).map_err(|error| error.to_string())
+        }
+        LaneItem::Mark { barrier } => {
+            decoder.ledger_mut().refresh();
+            sink.mark(barrier).map_err(|error| error.to_string())
+        }
+    }
+}
+
+/// A lane's decoder is locked once per batch; a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
