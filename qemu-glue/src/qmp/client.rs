@@ -16,8 +16,11 @@ use tokio::time::timeout;
 use super::codec::Greeting;
 use super::error::{CloseReason, QmpError};
 use super::events::Event;
-use super::monitor::{Monitor, PENDING_MAX, REQUEST_MAX_BYTES, Reply, Request};
+use super::monitor::{Ends, Monitor, PENDING_MAX, REQUEST_MAX_BYTES, Reply, Request};
 use super::process::ProcessId;
+
+/// Time between two attempts while QEMU's queue of clients is full.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Limits of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,33 +98,16 @@ impl Client {
         path: &Path,
         options: Options,
     ) -> Result<(Self, EventReceiver), QmpError> {
-        let busy = || QmpError::MonitorBusy {
+        let attempt = timeout(options.greeting_timeout, greeted(path, options.events_max));
+        let Greeted {
+            greeting,
+            process,
+            task,
+            ends,
+        } = attempt.await.map_err(|_elapsed| QmpError::MonitorBusy {
             path: path.to_owned(),
             waited: options.greeting_timeout,
-        };
-        let socket = UnixStream::connect(path).await.map_err(|source| {
-            // The queue of the listening socket, of length 1, is full.
-            if source.kind() == io::ErrorKind::WouldBlock {
-                busy()
-            } else {
-                QmpError::Connect {
-                    path: path.to_owned(),
-                    source,
-                }
-            }
-        })?;
-        let process = ProcessId::of_peer(&socket)?;
-        let (monitor, ends) = Monitor::new(socket, options.events_max.max(1));
-        let task = AbortOnDrop(tokio::spawn(monitor.run()));
-        let greeting = match timeout(options.greeting_timeout, ends.greeting).await {
-            Ok(Ok(greeting)) => greeting,
-            Ok(Err(_dropped)) => {
-                return Err(QmpError::MonitorClosed {
-                    reason: reason_of(&ends.closed),
-                });
-            }
-            Err(_elapsed) => return Err(busy()),
-        };
+        })??;
         tracing::debug!(version = %greeting.version, pid = process.pid, "monitor connected");
         let shared = Shared {
             greeting,
@@ -266,6 +252,47 @@ impl EventReceiver {
             return None;
         }
         Some(Event::closed(reason_of(&self.closed)))
+    }
+}
+
+/// A connection that has its greeting.
+struct Greeted {
+    greeting: Greeting,
+    process: ProcessId,
+    task: AbortOnDrop,
+    ends: Ends,
+}
+
+/// Connects and waits for the greeting; cancelled, it closes the connection.
+async fn greeted(path: &Path, events_max: usize) -> Result<Greeted, QmpError> {
+    let socket = loop {
+        match UnixStream::connect(path).await {
+            Ok(socket) => break socket,
+            // The queue of the listening socket, of length 1, is full.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+            Err(source) => {
+                return Err(QmpError::Connect {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        }
+    };
+    let process = ProcessId::of_peer(&socket)?;
+    let (monitor, mut ends) = Monitor::new(socket, events_max.max(1));
+    let task = AbortOnDrop(tokio::spawn(monitor.run()));
+    match (&mut ends.greeting).await {
+        Ok(greeting) => Ok(Greeted {
+            greeting,
+            process,
+            task,
+            ends,
+        }),
+        Err(_dropped) => Err(QmpError::MonitorClosed {
+            reason: reason_of(&ends.closed),
+        }),
     }
 }
 

@@ -6,6 +6,8 @@
 use std::fs::{self, File};
 use std::io;
 
+use rustix::io::Errno;
+
 use super::ramblock::RamBlock;
 use crate::qmp::{ProcessError, ProcessId};
 
@@ -98,7 +100,9 @@ impl GuestMemory {
         let ranges = locate(blocks, expected)?;
         let pid = process.pid;
         let failed = |source: io::Error| {
-            if source.kind() == io::ErrorKind::NotFound {
+            // A zombie has a folder in /proc, but no memory.
+            let no_memory = source.raw_os_error() == Some(Errno::SRCH.raw_os_error());
+            if no_memory || source.kind() == io::ErrorKind::NotFound {
                 MemoryError::ProcessGone { pid }
             } else {
                 MemoryError::Read { pid, source }
@@ -178,7 +182,7 @@ impl GuestMemory {
                     address += count as u64;
                     into = &mut into[count..];
                 }
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(error) => {
                     return Err(MemoryError::Read {
                         pid: self.pid,
