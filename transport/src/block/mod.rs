@@ -8,6 +8,28 @@
 //! A **lane** is one of [`LANES`] ordered bulk streams with the 2 MiB ranges that it carries: one
 //! owner per address range on both sides, so a page's versions never overtake one another (S6).
 
+mod batch;
+mod decode;
+mod dirty;
+mod encode;
+mod hash;
+mod layout;
+mod ledger;
+mod literal;
+mod raw;
+mod same;
+mod stats;
+mod zero;
+
+pub use decode::{Applied, DecodeError, LaneDecoder};
+pub use dirty::{DirtySet, LaneCursor, Taken};
+pub use encode::{Disable, LaneEncoder, UnknownStage};
+pub use hash::PageHasher;
+pub use layout::{Layout, LayoutError, RangeSpan};
+pub use ledger::{Ledger, LedgerPart};
+pub use literal::LEVEL_DEFAULT;
+pub use stats::{Amount, BatchStats};
+
 /// Bytes of one page. Guests with another target page size are refused.
 pub const PAGE_SIZE: usize = 4096;
 /// Number of ordered bulk streams.
@@ -58,4 +80,21 @@ pub trait Sink {
     fn zero(&mut self, first: PageAddress, count: u32) -> std::io::Result<()>;
     /// One page's content.
     fn page(&mut self, at: PageAddress, content: &[u8; PAGE_SIZE]) -> std::io::Result<()>;
+}
+
+const _: () = assert!(usize::BITS >= 32, "page numbers must fit an index");
+
+/// A length that a limit keeps within 16 bits.
+pub(crate) fn length_u16(length: usize) -> u16 {
+    u16::try_from(length).expect("its limit is below 2^16")
+}
+
+/// A length that a limit keeps within 32 bits.
+pub(crate) fn length_u32(length: usize) -> u32 {
+    u32::try_from(length).expect("its limit is below 2^32")
+}
+
+/// A 32-bit number as an index.
+pub(crate) const fn index(number: u32) -> usize {
+    number as usize
 }

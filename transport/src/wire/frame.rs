@@ -13,6 +13,8 @@
 //!  -> Settled  <- Settled    both journals closed
 //! ```
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use crate::block::{BlockSpec, Root};
@@ -40,7 +42,7 @@ pub enum Purpose {
 }
 
 /// First frame of each side.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Hello {
     /// Protocol version, [`PROTOCOL_VERSION`].
     pub version: u16,
@@ -62,6 +64,24 @@ pub struct Hello {
     pub secret: Option<[u8; 32]>,
     /// Program and version, for the log.
     pub software: String,
+}
+
+impl fmt::Debug for Hello {
+    /// The secret stays out of logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hello")
+            .field("version", &self.version)
+            .field("features", &self.features)
+            .field("role", &self.role)
+            .field("purpose", &self.purpose)
+            .field("vm", &self.vm)
+            .field("attempt", &self.attempt)
+            .field("incarnation", &self.incarnation)
+            .field("has_secret", &self.secret_id.is_some())
+            .field("gives_secret", &self.secret.is_some())
+            .field("software", &self.software)
+            .finish()
+    }
 }
 
 /// Version of this protocol.

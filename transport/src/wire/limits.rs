@@ -6,6 +6,8 @@ pub const FRAME_MAX_BYTES: usize = 1 << 20;
 pub const BATCH_MAX_BYTES: usize = 320 * 1024;
 /// Most pages that one batch may carry as literal or raw.
 pub const BATCH_MAX_PAGES: usize = 64;
+/// Most records of one batch, and most zero pages that an encoder puts into one.
+pub const BATCH_MAX_RECORDS: usize = 1024;
 /// Most RAM blocks of a guest.
 pub const BLOCKS_MAX: usize = 1024;
 /// Most bytes of device state and of stream head.

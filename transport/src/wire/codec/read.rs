@@ -1,0 +1,202 @@
+//! Bytes to frames. Every length is checked against what is there and against its limit.
+
+use bytes::{Buf, Bytes};
+
+use super::kind;
+use super::names::Coded;
+use crate::block::{BlockSpec, Root};
+use crate::wire::limits::{BLOCKS_MAX, FRAME_MAX_BYTES, HEAD_MAX_BYTES, TEXT_MAX_BYTES};
+use crate::wire::{AttemptId, Frame, Hello, WireError};
+
+/// Reads the body of one frame to its last byte.
+pub(super) fn frame(kind: u8, body: Bytes) -> Result<Frame, WireError> {
+    let mut body = Body { kind, rest: body };
+    let frame = match kind {
+        kind::HELLO => Frame::Hello(hello(&mut body)?),
+        kind::READY => Frame::Ready {
+            verify: body.coded("verify")?,
+            qemu: body.text("qemu")?,
+        },
+        kind::LAYOUT => layout(&mut body)?,
+        kind::LAYOUT_TAKEN => Frame::LayoutTaken,
+        kind::PROGRESS => {
+            let mut applied_bytes = [0; crate::block::LANES];
+            for bytes in &mut applied_bytes {
+                *bytes = body.u64("applied_bytes")?;
+            }
+            Frame::Progress { applied_bytes }
+        }
+        kind::APPLIED => Frame::Applied {
+            barrier: body.u32("barrier")?,
+        },
+        kind::TAIL => tail(&mut body)?,
+        kind::FINAL => Frame::Final {
+            root: Root(body.array("root")?),
+            barrier: body.u32("barrier")?,
+            tail_bytes: body.u64("tail_bytes")?,
+        },
+        kind::LOADED => Frame::Loaded {
+            root: Root(body.array("root")?),
+        },
+        kind::COMMIT => Frame::Commit {
+            attempt: AttemptId(body.array("attempt")?),
+            target_incarnation: body.u64("target_incarnation")?,
+            root: Root(body.array("root")?),
+            run_state: body.coded("run_state")?,
+        },
+        kind::RUNNING => Frame::Running,
+        kind::ANSWER => Frame::Answer {
+            attempt: AttemptId(body.array("attempt")?),
+            verdict: body.coded("verdict")?,
+            epoch: body.u64("epoch")?,
+        },
+        kind::ASK => Frame::Ask {
+            attempt: AttemptId(body.array("attempt")?),
+            verdict: body.coded("verdict")?,
+            epoch: body.u64("epoch")?,
+        },
+        kind::SETTLED => Frame::Settled {
+            attempt: AttemptId(body.array("attempt")?),
+        },
+        kind::ABORT => Frame::Abort {
+            code: body.coded("code")?,
+            detail: body.text("detail")?,
+        },
+        _ => return Err(WireError::UnknownFrame(kind)),
+    };
+    if body.rest.has_remaining() {
+        return Err(WireError::PeerTrailing {
+            frame: kind,
+            bytes: body.rest.len(),
+        });
+    }
+    Ok(frame)
+}
+
+fn hello(body: &mut Body) -> Result<Hello, WireError> {
+    Ok(Hello {
+        version: body.u16("version")?,
+        features: body.u64("features")?,
+        role: body.coded("role")?,
+        purpose: body.coded("purpose")?,
+        vm: body.text("vm")?,
+        attempt: AttemptId(body.array("attempt")?),
+        incarnation: body.u64("incarnation")?,
+        secret_id: body.optional("secret_id")?,
+        secret: body.optional("secret")?,
+        software: body.text("software")?,
+    })
+}
+
+fn layout(body: &mut Body) -> Result<Frame, WireError> {
+    let head_bytes = crate::block::index(body.u32("head")?);
+    at_most("head", head_bytes, HEAD_MAX_BYTES)?;
+    let head = body.bytes("head", head_bytes)?;
+    let count = usize::from(body.u16("blocks")?);
+    at_most("blocks", count, BLOCKS_MAX)?;
+    let mut blocks = Vec::with_capacity(count);
+    for _ in 0..count {
+        let name_bytes = usize::from(body.u8("block name")?);
+        let name = body.utf8("block name", name_bytes)?;
+        blocks.push(BlockSpec {
+            name,
+            pages: body.u32("block pages")?,
+        });
+    }
+    Ok(Frame::Layout { head, blocks })
+}
+
+fn tail(body: &mut Body) -> Result<Frame, WireError> {
+    let raw_len = body.u32("raw_len")?;
+    at_most("raw_len", crate::block::index(raw_len), FRAME_MAX_BYTES)?;
+    let data = body.rest.split_to(body.rest.len());
+    Ok(Frame::Tail { data, raw_len })
+}
+
+/// The unread part of a frame.
+#[derive(Debug)]
+struct Body {
+    kind: u8,
+    rest: Bytes,
+}
+
+impl Body {
+    fn bytes(&mut self, field: &'static str, bytes: usize) -> Result<Bytes, WireError> {
+        if self.rest.len() < bytes {
+            return Err(WireError::PeerTruncated {
+                frame: self.kind,
+                field,
+            });
+        }
+        Ok(self.rest.split_to(bytes))
+    }
+
+    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
+        let bytes = self.bytes(field, N)?;
+        Ok(*bytes.first_chunk().expect("split to N bytes"))
+    }
+
+    fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
+        self.array::<1>(field).map(|[byte]| byte)
+    }
+
+    fn u16(&mut self, field: &'static str) -> Result<u16, WireError> {
+        self.array(field).map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
+        self.array(field).map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
+        self.array(field).map(u64::from_be_bytes)
+    }
+
+    fn coded<T: Coded>(&mut self, field: &'static str) -> Result<T, WireError> {
+        let code = self.u8(field)?;
+        T::from_code(code).ok_or(WireError::PeerValue {
+            frame: self.kind,
+            field,
+        })
+    }
+
+    fn text(&mut self, field: &'static str) -> Result<String, WireError> {
+        let bytes = usize::from(self.u16(field)?);
+        at_most(field, bytes, TEXT_MAX_BYTES)?;
+        self.utf8(field, bytes)
+    }
+
+    fn utf8(&mut self, field: &'static str, bytes: usize) -> Result<String, WireError> {
+        let bytes = self.bytes(field, bytes)?;
+        let text = std::str::from_utf8(&bytes);
+        text.map(str::to_owned).map_err(|_| WireError::PeerValue {
+            frame: self.kind,
+            field,
+        })
+    }
+
+    fn optional<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<Option<[u8; N]>, WireError> {
+        match self.u8(field)? {
+            0 => Ok(None),
+            1 => self.array(field).map(Some),
+            _ => Err(WireError::PeerValue {
+                frame: self.kind,
+                field,
+            }),
+        }
+    }
+}
+
+fn at_most(field: &'static str, bytes: usize, bytes_max: usize) -> Result<(), WireError> {
+    if bytes > bytes_max {
+        return Err(WireError::PeerTooLong {
+            field,
+            bytes,
+            bytes_max,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! One batch, byte by byte. A change here is a change of the protocol.
+
+use bytes::BytesMut;
+use transport::block::*;
+
+use crate::memory::*;
+
+/// Lane 0's header, then its first batch: page 1 of "ram" raw, pages 2 and 3 zero.
+#[test]
+fn batch_wire_format() {
+    let mut source = Memory::default();
+    source.write(ram(1), random_page(7));
+    let mut out = BytesMut::new();
+    let mut encoder = encoder(0, Disable::default());
+    encoder.header(INCARNATION).put(&mut out);
+    encoder.encode(&data(1..4), &source, &mut out).unwrap();
+    transport::wire::put_mark(&mut out, 5);
+
+    #[rustfmt::skip]
+    let before_digest = [
+        0x53, 0x57, 0x4c, 0x01,                         // "SWL", version 1
+        0x00,                                           // lane 0
+        0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, // incarnation
+        0x00, 0x00, 0x00, 0x01,                         // first batch is number 1
+        0x00, 0x00, 0x10, 0x2d,                         // 4141 bytes follow
+        0x01,                                           // a batch
+        0x00, 0x00, 0x00, 0x01,                         // number 1
+        0x00, 0x02,                                     // two records
+        0x00, 0x00, 0x00, 0x00,                         // no literal bytes
+    ];
+    #[rustfmt::skip]
+    let records = [
+        0x07, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00, 0x01, // raw, block 0, page 1, 1 page
+        0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x00, 0x02, // zero, block 0, page 2, 2 pages
+    ];
+    #[rustfmt::skip]
+    let mark = [
+        0x00, 0x00, 0x00, 0x05,                         // 5 bytes follow
+        0x02,                                           // a mark
+        0x00, 0x00, 0x00, 0x05,                         // barrier 5
+    ];
+    // The digest as the spec words it.
+    let mut digest =
+        blake3::Hasher::new_keyed(&blake3::derive_key("scaleaway/1 batch digest", &KEY));
+    digest.update(&[0]).update(&[0, 0, 0, 1]).update(&records);
+    for page in [random_page(7), [0; PAGE_SIZE], [0; PAGE_SIZE]] {
+        digest.update(&blake3::keyed_hash(&KEY, &page).as_bytes()[..16]);
+    }
+    let digest = digest.finalize();
+    let expected = [
+        &before_digest[..],
+        &digest.as_bytes()[..16],
+        &records,
+        &random_page(7),
+        &mark,
+    ]
+    .concat();
+    assert_eq!(out[..], expected[..]);
+}
+
+/// A literal frame as version 1 may send it: any zstd that unpacks to the pages is right.
+#[test]
+fn literal_frame_is_zstd() {
+    let mut source = Memory::default();
+    source.write(ram(0), text_page(1));
+    source.write(ram(1), text_page(2));
+    let mut out = BytesMut::new();
+    encoder(0, Disable::default())
+        .encode(&data(0..2), &source, &mut out)
+        .unwrap();
+    let body = bodies(&out).remove(0);
+    assert_eq!(body[26..35], [6, 0, 0, 0, 0, 0, 0, 0, 2]);
+    let pages = zstd::bulk::decompress(&body[35..], 8192).unwrap();
+    assert_eq!(pages, [text_page(1), text_page(2)].concat());
+}
