@@ -22,4 +22,9 @@
 pub mod arm;
 pub mod clock;
 pub mod guest;
+pub mod host;
+pub mod internal;
+pub mod lab;
+pub mod netns;
 pub mod progress;
+pub mod wan;
