@@ -1,0 +1,116 @@
+//! Some frames, byte by byte. A change here is a change of the protocol.
+
+use bytes::{Bytes, BytesMut};
+use transport::block::{BlockSpec, Root};
+use transport::wire::*;
+
+fn check(frame: Frame, expected: &[&[u8]]) {
+    let mut out = BytesMut::new();
+    frame.encode(&mut out).unwrap();
+    let expected = expected.concat();
+    assert_eq!(out[..], expected[..]);
+    let mut reader = FrameReader::new();
+    reader.push(&expected);
+    assert_eq!(reader.next_frame(), Ok(Some(frame)));
+    assert!(reader.is_between_frames());
+}
+
+/// The first frame of a source.
+#[test]
+#[rustfmt::skip]
+fn hello_wire_format() {
+    let hello = Hello {
+        version: 1,
+        features: 0x0102,
+        role: Role::Source,
+        purpose: Purpose::Migrate,
+        vm: "web".into(),
+        attempt: AttemptId([0xaa; 16]),
+        incarnation: 0x1122_3344_5566_7788,
+        secret_id: Some([0xbb; 16]),
+        secret: None,
+        software: "scaleaway 0.1.0".into(),
+    };
+    check(Frame::Hello(hello), &[
+        &[0x00, 0x00, 0x00, 0x4d],                         // 77 bytes follow
+        &[0x01],                                           // hello
+        &[0x00, 0x01],                                     // version 1
+        &[0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x02], // features
+        &[0x01],                                           // source
+        &[0x01],                                           // migrate
+        &[0x00, 0x03], b"web",                             // VM
+        &[0xaa; 16],                                       // attempt
+        &[0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88], // incarnation
+        &[0x01], &[0xbb; 16],                              // secret's id
+        &[0x00],                                           // no secret
+        &[0x00, 0x0f], b"scaleaway 0.1.0",                 // software
+    ]);
+}
+
+/// The block list.
+#[test]
+#[rustfmt::skip]
+fn layout_wire_format() {
+    let blocks = vec![
+        BlockSpec { name: "pc.ram".into(), pages: 0x0001_0000 },
+        BlockSpec { name: "pc.rom".into(), pages: 32 },
+    ];
+    check(Frame::Layout { head: Bytes::from_static(b"QEVM"), blocks }, &[
+        &[0x00, 0x00, 0x00, 0x21],                         // 33 bytes follow
+        &[0x03],                                           // layout
+        &[0x00, 0x00, 0x00, 0x04], b"QEVM",                // head
+        &[0x00, 0x02],                                     // two blocks
+        &[0x06], b"pc.ram", &[0x00, 0x01, 0x00, 0x00],     // 65536 pages
+        &[0x06], b"pc.rom", &[0x00, 0x00, 0x00, 0x20],     // 32 pages
+    ]);
+}
+
+/// The point of no return.
+#[test]
+#[rustfmt::skip]
+fn commit_wire_format() {
+    let commit = Frame::Commit {
+        attempt: AttemptId([0xaa; 16]),
+        target_incarnation: 5,
+        root: Root([0xcc; 32]),
+        run_state: RunState::Running,
+    };
+    check(commit, &[
+        &[0x00, 0x00, 0x00, 0x3a],                         // 58 bytes follow
+        &[0x0a],                                           // commit
+        &[0xaa; 16],                                       // attempt
+        &[0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x05], // target's incarnation
+        &[0xcc; 32],                                       // root
+        &[0x01],                                           // it runs
+    ]);
+}
+
+/// The smaller ones.
+#[test]
+#[rustfmt::skip]
+fn small_frames_wire_format() {
+    check(Frame::LayoutTaken, &[&[0, 0, 0, 1, 0x04]]);
+    check(Frame::Running, &[&[0, 0, 0, 1, 0x0b]]);
+    check(Frame::Applied { barrier: 3 }, &[&[0, 0, 0, 5, 0x06, 0, 0, 0, 3]]);
+    check(Frame::Ready { verify: Verify::Sample, qemu: "10.0.2".into() }, &[
+        &[0, 0, 0, 10, 0x02],
+        &[0x01],                                           // sample
+        &[0, 6], b"10.0.2",
+    ]);
+    check(Frame::Tail { data: Bytes::from_static(&[0x28, 0xb5]), raw_len: 9 }, &[
+        &[0, 0, 0, 7, 0x07],
+        &[0, 0, 0, 9],                                     // 9 bytes when unpacked
+        &[0x28, 0xb5],                                     // zstd to the end of the frame
+    ]);
+    check(Frame::Answer { attempt: AttemptId([1; 16]), verdict: Verdict::NeverRan, epoch: 2 }, &[
+        &[0, 0, 0, 26, 0x0c],
+        &[1; 16],
+        &[0x02],                                           // never ran
+        &[0, 0, 0, 0, 0, 0, 0, 2],
+    ]);
+    check(Frame::Abort { code: AbortCode::Memory, detail: "differs".into() }, &[
+        &[0, 0, 0, 11, 0x0f],
+        &[0x05],                                           // memory
+        &[0, 7], b"differs",
+    ]);
+}
