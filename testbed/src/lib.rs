@@ -10,21 +10,27 @@
 //! # fn main() -> anyhow::Result<()> {
 //! let image = Image::ready(&testbed::progress::Progress::silent())?;
 //! let folder = std::path::Path::new("/tmp/example");
-//! let source = Guest::boot(&Place::Here, &image, &Machine::small(), folder)?;
+//! let source = Guest::boot(Place::Here, &image, &Machine::small(), folder)?;
 //! source.wait_ready()?;
 //! assert_eq!(source.control()?.verify()?.errors, 0);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Reading order: `guest` (image, QEMU, saved state, self-check).
+//! Reading order: `cli`, `scenario`, `run`, `arm`, `guest` (image, QEMU, saved state, self-check),
+//! `product`, `lab` with `host` and `netns`, `wan`, `report`.
 
 pub mod arm;
+pub mod cli;
 pub mod clock;
 pub mod guest;
 pub mod host;
 pub mod internal;
 pub mod lab;
 pub mod netns;
+pub mod product;
 pub mod progress;
+pub mod report;
+pub mod run;
+pub mod scenario;
 pub mod wan;

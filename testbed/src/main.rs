@@ -1,9 +1,5 @@
-//! The lab's command line.
+//! The lab's program; see `testbed::cli`.
 
-fn main() -> anyhow::Result<()> {
-    let arguments: Vec<_> = std::env::args_os().collect();
-    if let Some(done) = testbed::internal::run(&arguments) {
-        return done;
-    }
-    anyhow::bail!("no such verb")
+fn main() -> std::process::ExitCode {
+    testbed::cli::main()
 }

@@ -37,14 +37,14 @@ fn moved(name: &str, machine: &Machine, method: Method) -> anyhow::Result<(Guest
     let source = folder.0.join("source");
     let source = State::restore(
         state.file(),
-        &Place::Here,
+        Place::Here,
         &files,
         machine,
         &network,
         &source,
     )?;
     let target = folder.0.join("target");
-    let target = Guest::incoming(&Place::Here, &files, machine, &network, &target)?;
+    let target = Guest::incoming(Place::Here, &files, machine, &network, &target)?;
     let before = source.control()?.next()?;
     assert_eq!(before.errors, 0);
 

@@ -23,6 +23,8 @@ pub enum Method {
     MultifdZstd,
     /// Differences to the last version of a page.
     Xbzrle,
+    /// The guest runs at the target after the first pass, and misses pages until they come.
+    PostcopyPreempt,
 }
 
 /// Starts a migration. `listen` is what target QEMU listens on and `dial` what source QEMU dials;
@@ -47,7 +49,7 @@ pub fn start(
             "downtime-limit": DOWNTIME_MS,
         });
         match method {
-            Method::Plain => {}
+            Method::Plain | Method::PostcopyPreempt => {}
             Method::MultifdZstd => {
                 parameters["multifd-channels"] = json!(MULTIFD_CHANNELS);
                 parameters["multifd-compression"] = json!("zstd");

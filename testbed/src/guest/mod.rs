@@ -20,6 +20,7 @@ mod state;
 
 pub use control::{Control, Counters, Verified};
 pub use image::Image;
+pub(crate) use image::cache_folder;
 pub use machine::{Files, GUEST_ADDRESS, GUEST_MAC, GUEST_UUID, Load, MTU, Machine, Network, Ram};
 pub use place::Place;
 pub use process::Guest;

@@ -4,18 +4,23 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::host::Host;
+
 /// A place to run programs in.
-#[derive(Debug)]
-pub enum Place {
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
     /// This machine as it is.
     Here,
+    /// A host of the lab; files that both sides need are in its private folder.
+    Host(&'a Host),
 }
 
-impl Place {
+impl Place<'_> {
     /// A command that will run there.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         match self {
             Self::Here => Command::new(program),
+            Self::Host(host) => host.command(program),
         }
     }
 
@@ -23,6 +28,7 @@ impl Place {
     pub fn outside(&self, path: &Path) -> PathBuf {
         match self {
             Self::Here => path.to_owned(),
+            Self::Host(host) => host.outside(path),
         }
     }
 }

@@ -37,7 +37,7 @@ impl Guest {
     /// # Errors
     /// When QEMU does not start; the text has the end of its log.
     pub fn boot(
-        place: &Place,
+        place: Place<'_>,
         image: &Image,
         machine: &Machine,
         folder: &Path,
@@ -57,7 +57,7 @@ impl Guest {
     /// # Errors
     /// As [`Guest::boot`].
     pub fn incoming(
-        place: &Place,
+        place: Place<'_>,
         files: &Files,
         machine: &Machine,
         network: &Network,
@@ -78,7 +78,7 @@ impl Guest {
     /// # Errors
     /// As [`Guest::boot`].
     pub fn start(
-        place: &Place,
+        place: Place<'_>,
         files: &Files,
         machine: &Machine,
         network: &Network,

@@ -64,7 +64,7 @@ impl State {
     /// When QEMU does not start or refuses the state.
     pub fn restore(
         file: &Path,
-        place: &Place,
+        place: Place<'_>,
         files: &Files,
         machine: &Machine,
         network: &Network,
@@ -89,7 +89,7 @@ impl State {
 }
 
 fn save(image: &Image, machine: &Machine, work: &Path, file: &Path) -> anyhow::Result<()> {
-    let guest = Guest::boot(&Place::Here, image, machine, work)?;
+    let guest = Guest::boot(Place::Here, image, machine, work)?;
     guest.wait_ready()?;
     clock::pause(WARM_UP);
     let monitor = guest.monitor();

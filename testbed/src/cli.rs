@@ -1,0 +1,137 @@
+//! The lab's command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Parser, Subcommand};
+
+use crate::arm::{Arm, QEMU_ARMS};
+use crate::progress::Progress;
+use crate::report::{Document, Folder, MigrationRun, table};
+use crate::run::{self, Options};
+use crate::scenario::{self, Scenario};
+
+/// Scaleaway's lab: moves real guests over emulated links, beside QEMU's own migration.
+#[derive(Debug, Parser)]
+#[command(name = "testbed")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Names of scenarios, links and arms.
+    List,
+    /// Run a scenario and print its table.
+    Run {
+        /// FAMILY/LINK, demo or smoke.
+        name: String,
+        /// An arm instead of the scenario's own; may be given again.
+        #[arg(long = "arm")]
+        arms: Vec<Arm>,
+        /// Runs of each arm.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1000))]
+        repeat: u32,
+        /// Leave the files of each lab behind, and say where.
+        #[arg(long)]
+        keep: bool,
+        /// Go on in the folder of an earlier call.
+        #[arg(long, value_name = "DIR")]
+        resume: Option<PathBuf>,
+        /// Write the report here as well.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+    },
+    /// Print the table of an earlier call.
+    Report {
+        /// Its folder.
+        dir: PathBuf,
+    },
+}
+
+/// Runs the lab's command line.
+pub fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let result = match crate::internal::run(&arguments) {
+        Some(done) => done.map(|()| true),
+        None => Cli::parse_from(arguments).verb.run(),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("testbed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Verb {
+    /// Whether all that ran went well.
+    fn run(self) -> anyhow::Result<bool> {
+        match self {
+            Self::List => list().map(|()| true),
+            Self::Run {
+                name,
+                arms,
+                repeat,
+                keep,
+                resume,
+                report,
+            } => run_named(
+                &name,
+                &Options {
+                    arms,
+                    repeat,
+                    keep,
+                    resume,
+                    report,
+                },
+            ),
+            Self::Report { dir } => {
+                let document: Document<MigrationRun> = Folder::open(&dir)?.document()?;
+                print(&document, &dir.join("report.json"));
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn run_named(name: &str, options: &Options) -> anyhow::Result<bool> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the lab makes network namespaces: run it as root");
+    }
+    let scenario = Scenario::named(name)?;
+    let progress = Progress::shown();
+    progress.note(&format!("{}: {}", scenario.name, scenario.about));
+    let (document, path) = run::migration(&scenario, options, &progress)?;
+    drop(progress);
+    print(&document, &path);
+    Ok(run::all_well(&document))
+}
+
+#[expect(clippy::print_stdout, reason = "the table is what the command is for")]
+fn print(document: &Document<MigrationRun>, path: &std::path::Path) {
+    print!("\n{}\n{}\n", document.scenario, table(&document.runs));
+    println!("report: {}", path.display());
+}
+
+#[expect(clippy::print_stdout, reason = "the list is what the command is for")]
+fn list() -> anyhow::Result<()> {
+    println!("scenarios (FAMILY/LINK, or by itself where the link is given)");
+    for (name, about, link) in scenario::families()? {
+        let link = link.map_or(String::new(), |link| format!(" [{link}]"));
+        println!("  {name:<16} {about}{link}");
+    }
+    println!("links");
+    for link in testbed_link::LINKS {
+        println!("  {}", link.name);
+    }
+    println!("arms\n  scaleaway, scaleaway-no-STAGE");
+    for (name, _, _) in QEMU_ARMS {
+        println!("  {name}, {name}-cubic");
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Runs as a table for people.
+
+use super::{MigrationRun, Outcome, WRITES_SHARE_MIN};
+
+const COLUMNS: [&str; 12] = [
+    "arm",
+    "run",
+    "outcome",
+    "total s",
+    "down ms",
+    "wire MB",
+    "outage ms",
+    "lost",
+    "+ping ms",
+    "writes",
+    "resets",
+    "errors",
+];
+
+/// The table, and under it what its marks mean.
+pub fn table(runs: &[MigrationRun]) -> String {
+    let mut rows = vec![COLUMNS.map(str::to_owned)];
+    rows.extend(runs.iter().map(row));
+    let mut widths = [0; COLUMNS.len()];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .enumerate()
+            .map(|(column, (cell, width))| match column {
+                0 | 2 => format!("{cell:<width$}"),
+                _ => format!("{cell:>width$}"),
+            })
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    if runs.iter().any(is_slowed) {
+        text.push_str("* the guest was slowed: it wrote at less than 0.9 of its rate before,\n");
+        text.push_str("  which makes it easier to move\n");
+    }
+    for run in runs {
+        if let Some(reason) = &run.reason {
+            text.push_str(&format!("{} {}: {reason}\n", run.arm, run.repeat));
+        }
+    }
+    text
+}
+
+fn is_slowed(run: &MigrationRun) -> bool {
+    run.guest_writes_share
+        .is_some_and(|share| share < WRITES_SHARE_MIN)
+}
+
+fn row(run: &MigrationRun) -> [String; COLUMNS.len()] {
+    let number = |value: Option<f64>, digits: usize| match value {
+        Some(value) => format!("{value:.digits$}"),
+        None => "-".to_owned(),
+    };
+    let count = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
+    let outcome = match run.outcome {
+        Outcome::Arrived => "arrived",
+        Outcome::Forced => "forced",
+        Outcome::NotArrived => "not arrived",
+        Outcome::Failed => "failed",
+    };
+    let megabytes = run
+        .wire_bytes
+        .map(|bytes| format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10));
+    let writes = number(run.guest_writes_share, 2) + if is_slowed(run) { "*" } else { "" };
+    [
+        run.arm.clone(),
+        run.repeat.to_string(),
+        outcome.to_owned(),
+        number(run.total_ms.map(|total| total / 1000.0), 1),
+        number(run.downtime_ms, 0),
+        megabytes.unwrap_or("-".to_owned()),
+        number(run.ping_outage_ms, 0),
+        count(run.ping_lost),
+        number(run.ping_added_p95_ms, 1),
+        writes,
+        count(run.counter_resets),
+        count(run.self_check_errors),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::example;
+    use super::*;
+
+    /// Columns line up, what was not measured is a dash, a slowed guest is marked and explained.
+    #[test]
+    fn rows() {
+        let failed = MigrationRun {
+            arm: "scaleaway".to_owned(),
+            outcome: Outcome::NotArrived,
+            total_ms: None,
+            guest_writes_share: Some(1.0),
+            reason: Some("180 s are over".to_owned()),
+            ..example()
+        };
+        let text = table(&[example(), failed]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[1],
+            "qemu-plain    1  arrived         75.3      743    925.0        851    32      14.2   \
+            0.85*       0       0"
+        );
+        assert!(lines[2].contains("not arrived        -"));
+        assert!(lines[3].starts_with("* the guest was slowed"));
+        assert_eq!(lines[5], "scaleaway 1: 180 s are over");
+    }
+}

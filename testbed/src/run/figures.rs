@@ -1,0 +1,88 @@
+//! Figures of a run out of what was observed; no clock and no I/O.
+
+use crate::guest::Counters;
+
+/// Shortest span of counter lines that gives a rate.
+const SPAN_MIN_US: u64 = 500_000;
+
+/// Milliseconds between two stamps; `None` if the second is before the first.
+pub(super) fn between_ms(from_us: u64, to_us: u64) -> Option<f64> {
+    let passed = to_us.checked_sub(from_us)?;
+    // Exact up to 285 years.
+    Some(u32::try_from(passed / 1000).map_or(f64::INFINITY, f64::from) + part_ms(passed))
+}
+
+fn part_ms(passed_us: u64) -> f64 {
+    f64::from(u32::try_from(passed_us % 1000).unwrap_or(0)) / 1000.0
+}
+
+/// Writes a second among the lines of a span; `None` if the guest was not asked to write or the
+/// span is too short.
+pub(super) fn write_rate(samples: &[Counters], from_us: u64, to_us: u64) -> Option<f64> {
+    let mut inside = samples
+        .iter()
+        .filter(|sample| sample.at_us >= from_us && sample.at_us <= to_us);
+    let first = inside.next()?;
+    let last = inside.next_back()?;
+    if last.at_us - first.at_us < SPAN_MIN_US {
+        return None;
+    }
+    let writes = u32::try_from(last.writes.checked_sub(first.writes)?).ok()?;
+    let rate = f64::from(writes) / (between_ms(first.at_us, last.at_us)? / 1000.0);
+    (rate > 0.0).then_some(rate)
+}
+
+/// The guest's write rate during the move, up to STOP, over that before.
+pub(super) fn writes_share(
+    samples: &[Counters],
+    observed_from_us: u64,
+    started_us: u64,
+    stopped_us: u64,
+) -> Option<f64> {
+    let before = write_rate(samples, observed_from_us, started_us)?;
+    let during = write_rate(samples, started_us, stopped_us)?;
+    Some(during / before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(at_ms: u64, writes: u64) -> Counters {
+        Counters {
+            at_us: at_ms * 1000,
+            writes,
+            ..Counters::default()
+        }
+    }
+
+    #[test]
+    fn milliseconds() {
+        assert_eq!(between_ms(1_000_000, 2_500_250), Some(1500.25));
+        assert_eq!(between_ms(2, 1), None);
+    }
+
+    /// 100 writes a second before, 90 during.
+    #[test]
+    fn share() {
+        let samples = [
+            sample(0, 0),
+            sample(1000, 100),
+            sample(2000, 190),
+            sample(3000, 280),
+        ];
+        let share = writes_share(&samples, 0, 1_000_000, 3_000_000).expect("both spans are long");
+        assert!((share - 0.9).abs() < 1e-9, "{share}");
+        assert_eq!(
+            writes_share(&samples, 0, 0, 3_000_000),
+            None,
+            "nothing was seen before"
+        );
+        let idle = [sample(0, 0), sample(1000, 0), sample(2000, 0)];
+        assert_eq!(
+            writes_share(&idle, 0, 1_000_000, 2_000_000),
+            None,
+            "an idle guest has no share"
+        );
+    }
+}

@@ -1,0 +1,299 @@
+//! One migration in one lab, from the saved state to the guest's check of itself.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::Value;
+
+use super::figures;
+use crate::arm::{Arm, Flight, Sides};
+use crate::clock;
+use crate::guest::{Control, Files, Guest, Image, Network, Place, State};
+use crate::lab::Lab;
+use crate::netns::PRIVATE;
+use crate::progress::Progress;
+use crate::report::{MigrationRun, Outcome};
+use crate::scenario::Scenario;
+use crate::wan::WanCounters;
+
+/// The guest is observed for so long before the start.
+const BEFORE: Duration = Duration::from_secs(4);
+/// And so long after it runs at the target.
+const AFTER: Duration = Duration::from_secs(3);
+/// Between two looks at a migration on its way. RESUME is stamped by QEMU, not by this.
+const LOOK: Duration = Duration::from_millis(250);
+const LIMIT: Duration = Duration::from_secs(180);
+/// For a link that needs two minutes for the guest's first pass alone.
+const LIMIT_SLOW_LINK: Duration = Duration::from_secs(600);
+const SLOW_LINK: &str = "dsl-20m";
+
+/// What a run is made of.
+#[derive(Debug)]
+pub(super) struct Setting<'a> {
+    pub(super) scenario: &'a Scenario,
+    pub(super) arm: &'a Arm,
+    pub(super) repeat: u32,
+    pub(super) image: &'a Image,
+    pub(super) state: &'a State,
+    /// Where the run's logs are kept.
+    pub(super) logs: PathBuf,
+    pub(super) keep: bool,
+}
+
+/// How a flight ended.
+struct Ended {
+    outcome: Outcome,
+    reason: Option<String>,
+    started_us: u64,
+    stopped_us: Option<u64>,
+    resumed_us: Option<u64>,
+    /// After post-copy: when the last page was there.
+    completed_us: Option<u64>,
+    report: Option<Value>,
+}
+
+/// Runs it. An arm that fails is a result; a lab that fails is an error.
+pub(super) fn run(setting: &Setting<'_>, progress: &Progress) -> anyhow::Result<MigrationRun> {
+    let name = format!("{} ({})", setting.arm, setting.repeat);
+    progress.step(&format!("{name}: starting the lab"));
+    let mut lab = super::lab(setting.scenario, u64::from(setting.repeat))?;
+    let result = in_lab(setting, &lab, &name, progress);
+    if setting.keep || result.is_err() {
+        keep_logs(&lab, &setting.logs)?;
+    }
+    if setting.keep {
+        progress.note(&format!("kept: {}", lab.keep_files()?.display()));
+    }
+    lab.check()?;
+    result
+}
+
+fn in_lab(
+    setting: &Setting<'_>,
+    lab: &Lab,
+    name: &str,
+    progress: &Progress,
+) -> anyhow::Result<MigrationRun> {
+    progress.step(&format!("{name}: loading the guest's saved state at cloud"));
+    let (source, target) = guests(setting, lab)?;
+    let control = source.control()?;
+    let sides = Sides {
+        lab,
+        source: &source,
+        target: &target,
+        hook: None,
+    };
+    let mut flight = Flight::prepare(setting.arm, &sides)?;
+    let observed_from_us = clock::epoch_us();
+    progress.step(&format!("{name}: watching the guest before the start"));
+    clock::pause(BEFORE);
+
+    let wan_before = lab.wan.counters()?;
+    progress.step(&format!("{name}: moving"));
+    let ended = fly(setting, &mut flight, &sides, name, progress);
+    let wan_after = lab.wan.counters()?;
+    let samples = control.samples();
+    drop(control);
+    let mut self_check_errors = None;
+    if ended.resumed_us.is_some() {
+        progress.step(&format!("{name}: the guest checks all its memory"));
+        clock::pause(AFTER);
+        self_check_errors = Some(self_check(&target.control()?)?);
+    }
+    drop(flight);
+    keep_logs(lab, &setting.logs)?;
+
+    let stopped_us = ended.stopped_us.unwrap_or_else(clock::epoch_us);
+    let resumed = |from_us| {
+        ended
+            .resumed_us
+            .and_then(|at| figures::between_ms(from_us, at))
+    };
+    Ok(MigrationRun {
+        arm: setting.arm.to_string(),
+        repeat: setting.repeat,
+        outcome: ended.outcome,
+        reason: ended.reason,
+        total_ms: completed.or(resumed(ended.started_us)),
+        downtime_ms: ended.stopped_us.and_then(resumed),
+        resumed_ms: completed.and(resumed(ended.started_us)),
+        wire_bytes: Some(wan_after.wire_bytes() - wan_before.wire_bytes()),
+        wire_bytes_delivered: Some(delivered(&wan_after) - delivered(&wan_before)),
+        queue_drops: Some(wan_after.queue_drops() - wan_before.queue_drops()),
+        ping_outage_ms: None,
+        ping_lost: None,
+        ping_added_p95_ms: None,
+        guest_writes_share: figures::writes_share(
+            &samples,
+            observed_from_us,
+            ended.started_us,
+            stopped_us,
+        ),
+        counter_resets: None,
+        self_check_errors,
+        report: ended.report,
+    })
+}
+
+fn delivered(counters: &WanCounters) -> u64 {
+    counters.wire_bytes_delivered()
+}
+
+/// The warmed-up guest at cloud and a QEMU that waits for it at client.
+fn guests(setting: &Setting<'_>, lab: &Lab) -> anyhow::Result<(Guest, Guest)> {
+    let machine = &setting.scenario.machine;
+    let folder = Path::new(PRIVATE).join("guest");
+    let mut files = Vec::new();
+    for host in [&lab.cloud, &lab.client] {
+        let disk = Path::new(PRIVATE).join("disk.img");
+        if machine.debian {
+            copy_sparse(&setting.image.disk(), &host.outside(&disk))?;
+        }
+        files.push(Files {
+            disk,
+            ..setting.image.into()
+        });
+    }
+    let network = Network::Nothing;
+    let target = Guest::incoming(
+        Place::Host(&lab.client),
+        &files[1],
+        machine,
+        &network,
+        &folder,
+    )?;
+    let source = State::restore(
+        setting.state.file(),
+        Place::Host(&lab.cloud),
+        &files[0],
+        machine,
+        &network,
+        &folder,
+    )?;
+    Ok((source, target))
+}
+
+/// From the start command to RESUME, failure or the limit.
+fn fly(
+    setting: &Setting<'_>,
+    flight: &mut Flight,
+    sides: &Sides<'_>,
+    name: &str,
+    progress: &Progress,
+) -> Ended {
+    let limit = if setting.scenario.link_name == SLOW_LINK {
+        LIMIT_SLOW_LINK
+    } else {
+        LIMIT
+    };
+    let started_us = clock::epoch_us();
+    let began = clock::now();
+    let mut ended = Ended {
+        outcome: Outcome::NotArrived,
+        reason: None,
+        started_us,
+        stopped_us: None,
+        resumed_us: None,
+        completed_us: None,
+        report: None,
+    };
+    if let Err(error) = flight.start(sides) {
+        return Ended {
+            outcome: Outcome::Failed,
+            reason: Some(format!("{error:#}")),
+            ..ended
+        };
+    }
+    let resumed = loop {
+        if let Some(event) = sides
+            .target
+            .monitor()
+            .wait_event("RESUME", started_us, LOOK)
+        {
+            break Some(event);
+        }
+        match flight.check(sides) {
+            Ok(state) => {
+                let seconds = began.elapsed().as_secs();
+                progress.detail(&format!("{name}: {seconds} s, {state}"));
+            }
+            Err(error) => {
+                // It may have arrived between the two looks.
+                let last = sides
+                    .target
+                    .monitor()
+                    .wait_event("RESUME", started_us, LOOK);
+                if last.is_none() {
+                    ended.outcome = Outcome::Failed;
+                    ended.reason = Some(format!("{error:#}"));
+                }
+                break last;
+            }
+        }
+        if began.elapsed() > limit {
+            ended.reason = Some(format!("{} s are over", limit.as_secs()));
+            break None;
+        }
+    };
+    let Some(resumed) = resumed else { return ended };
+    ended.outcome = Outcome::Arrived;
+    ended.resumed_us = Some(resumed.at_us);
+    let stop = sides
+        .source
+        .monitor()
+        .wait_event("STOP", started_us, Duration::ZERO);
+    ended.stopped_us = stop.map(|event| event.at_us);
+    match flight.finish(sides) {
+        Ok(report) => {
+            ended.report = report;
+            ended.completed_us = setting.arm.is_postcopy().then(clock::epoch_us);
+        }
+        Err(error) => ended.reason = Some(format!("it arrived, but: {error:#}")),
+    }
+    ended
+}
+
+fn self_check(control: &Control) -> anyhow::Result<u64> {
+    let verified = control
+        .verify()
+        .context("the guest does not answer at the target")?;
+    Ok(verified.errors)
+}
+
+/// Holes stay holes: the image has a third of its size in data.
+fn copy_sparse(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let status = std::process::Command::new("cp")
+        .args(["--reflink=auto", "--sparse=always", "--"])
+        .args([from, to])
+        .status()
+        .context("cannot run cp")?;
+    anyhow::ensure!(status.success(), "cannot copy {}: {status}", from.display());
+    Ok(())
+}
+
+/// Copies the small files of both hosts: logs, consoles, reports.
+fn keep_logs(lab: &Lab, to: &Path) -> anyhow::Result<()> {
+    for host in [&lab.cloud, &lab.client, &lab.user] {
+        let role = host.name().rsplit('-').next().unwrap_or("host");
+        for folder in ["", "guest", "ssh"] {
+            let from = host.outside(&Path::new(PRIVATE).join(folder));
+            let Ok(entries) = fs::read_dir(&from) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.ends_with(".log") || name == "log" || name.ends_with(".json") {
+                    fs::create_dir_all(to)?;
+                    let part = if folder.is_empty() { "" } else { "-" };
+                    fs::copy(
+                        entry.path(),
+                        to.join(format!("{role}-{folder}{part}{name}")),
+                    )?;
+                }
+            }
+        }
+    }
+    Ok(())
+}

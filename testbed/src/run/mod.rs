@@ -1,0 +1,137 @@
+//! Runs of a scenario: every arm and repeat from the same saved state, each in a lab of its own.
+
+mod figures;
+mod migration;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use serde_json::json;
+
+use crate::arm::Arm;
+use crate::guest::{Image, State};
+use crate::lab::{Lab, LabOptions};
+use crate::progress::Progress;
+use crate::report::{self, Document, Folder, MigrationRun, Outcome};
+use crate::scenario::Scenario;
+use crate::wan::LinkJson;
+
+/// What `testbed run` was asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Arms; the scenario's own when empty.
+    pub arms: Vec<Arm>,
+    /// Runs of each arm.
+    pub repeat: u32,
+    /// Leave each lab's files behind.
+    pub keep: bool,
+    /// A folder of an earlier call, whose finished runs are taken over.
+    pub resume: Option<PathBuf>,
+    /// A copy of the report.
+    pub report: Option<PathBuf>,
+}
+
+/// Runs a scenario of kind `migration` and writes its report.
+///
+/// # Errors
+/// When the lab itself does not work. An arm that fails is a result, not an error.
+pub fn migration(
+    scenario: &Scenario,
+    options: &Options,
+    progress: &Progress,
+) -> anyhow::Result<(Document<MigrationRun>, PathBuf)> {
+    let folder = match &options.resume {
+        Some(path) => Folder::open(path)?,
+        None => Folder::new(&scenario.name)?,
+    };
+    let image = Image::ready(progress)?;
+    let state = State::ready(&image, &scenario.machine, progress)?;
+    let arms = if options.arms.is_empty() {
+        &scenario.arms
+    } else {
+        &options.arms
+    };
+    let mut document = Document {
+        schema: 1,
+        kind: "migration".to_owned(),
+        scenario: scenario.name.clone(),
+        link: link_json(scenario)?,
+        guest: serde_json::to_value(&scenario.machine)?,
+        runs: Vec::new(),
+    };
+    for repeat in 1..=options.repeat {
+        for arm in arms {
+            let name = arm.to_string();
+            if let Some(run) = folder.kept::<MigrationRun>(&name, repeat) {
+                progress.note(&format!("{name} {repeat}: taken over"));
+                document.runs.push(run);
+                continue;
+            }
+            let setting = migration::Setting {
+                scenario,
+                arm,
+                repeat,
+                image: &image,
+                state: &state,
+                logs: folder.logs(&name, repeat),
+                keep: options.keep,
+            };
+            let run = migration::run(&setting, progress)
+                .with_context(|| format!("{name}, run {repeat}"))?;
+            folder.keep(&name, repeat, &run)?;
+            progress.note(&said(&run));
+            document.runs.push(run);
+            folder.finish(&document)?;
+        }
+    }
+    let path = folder.finish(&document)?;
+    if let Some(copy) = &options.report {
+        report::write(copy, &document)?;
+        return Ok((document, copy.clone()));
+    }
+    Ok((document, path))
+}
+
+/// Whether every run ended with the guest at the target and nothing wrong in it.
+pub fn all_well(document: &Document<MigrationRun>) -> bool {
+    document.runs.iter().all(|run| {
+        matches!(run.outcome, Outcome::Arrived | Outcome::Forced)
+            && run.self_check_errors == Some(0)
+            && run.counter_resets.unwrap_or(0) == 0
+    })
+}
+
+/// A lab on the scenario's link.
+fn lab(scenario: &Scenario, seed: u64) -> anyhow::Result<Lab> {
+    let mut options = LabOptions::new(scenario.link)?;
+    options.seed = seed;
+    let product = crate::product::program();
+    if let Some(folder) = product.as_ref().ok().and_then(|path| path.parent()) {
+        options.visible.push(folder.to_owned());
+    }
+    options.visible.push(crate::guest::cache_folder());
+    Lab::start(&options)
+}
+
+fn link_json(scenario: &Scenario) -> anyhow::Result<serde_json::Value> {
+    let mut value = serde_json::to_value(LinkJson::from(&scenario.link))?;
+    value["name"] = json!(scenario.link_name);
+    Ok(value)
+}
+
+fn said(run: &MigrationRun) -> String {
+    let seconds = run
+        .total_ms
+        .map_or("-".to_owned(), |total| format!("{:.1}", total / 1000.0));
+    let down = run
+        .downtime_ms
+        .map_or("-".to_owned(), |down| format!("{down:.0}"));
+    let reason = run
+        .reason
+        .as_deref()
+        .map_or(String::new(), |reason| format!(" ({reason})"));
+    format!(
+        "{} {}: {:?}{reason}, {seconds} s, {down} ms of downtime",
+        run.arm, run.repeat, run.outcome
+    )
+}

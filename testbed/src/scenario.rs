@@ -1,0 +1,143 @@
+//! Scenarios: a guest and its work (a family), a link, and the arms that are compared.
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use testbed_link::LinkParams;
+
+use crate::arm::Arm;
+use crate::guest::Machine;
+
+/// Each file is a family; one that names a link is a scenario by itself.
+const FAMILIES: [(&str, &str); 6] = [
+    ("demo", include_str!("../scenarios/demo.toml")),
+    ("smoke", include_str!("../scenarios/smoke.toml")),
+    ("cold-idle", include_str!("../scenarios/cold-idle.toml")),
+    ("cold-redis", include_str!("../scenarios/cold-redis.toml")),
+    ("dirty8", include_str!("../scenarios/dirty8.toml")),
+    ("dirty20", include_str!("../scenarios/dirty20.toml")),
+];
+
+/// A migration to be run.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// `FAMILY/LINK`, or the name of a file with a link of its own.
+    pub name: String,
+    /// What it is, in a line.
+    pub about: String,
+    /// The link's name.
+    pub link_name: String,
+    /// The link.
+    pub link: LinkParams,
+    /// The guest.
+    pub machine: Machine,
+    /// Arms when none are asked for.
+    pub arms: Vec<Arm>,
+}
+
+/// A file of `testbed/scenarios`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Family {
+    about: String,
+    #[serde(default)]
+    link: Option<String>,
+    arms: Vec<String>,
+    guest: Machine,
+}
+
+impl Scenario {
+    /// Finds a scenario by its name.
+    ///
+    /// # Errors
+    /// When there is no such family or link; the text names those that are.
+    pub fn named(name: &str) -> anyhow::Result<Self> {
+        let (family_name, link_name) = match name.split_once('/') {
+            Some((family, link)) => (family, Some(link)),
+            None => (name, None),
+        };
+        let Some((_, text)) = FAMILIES.iter().find(|(known, _)| *known == family_name) else {
+            bail!("no scenario {name}: see `testbed list`");
+        };
+        let family = parse(family_name, text)?;
+        let link_name = match (link_name, &family.link) {
+            (Some(asked), None) => asked.to_owned(),
+            (None, Some(own)) => own.clone(),
+            (Some(_), Some(own)) => {
+                bail!("{family_name} has its own link, {own}: say {family_name}")
+            }
+            (None, None) => bail!("say on which link: {family_name}/LINK (see `testbed list`)"),
+        };
+        let link = testbed_link::named(&link_name)
+            .with_context(|| format!("no link {link_name}: see `testbed list`"))?;
+        let arms = family
+            .arms
+            .iter()
+            .map(|arm| arm.parse())
+            .collect::<anyhow::Result<_>>()?;
+        let (about, machine) = (family.about, family.guest);
+        Ok(Self {
+            name: name.to_owned(),
+            about,
+            link_name,
+            link,
+            machine,
+            arms,
+        })
+    }
+}
+
+/// Names of families, what they are, and their own link if they have one.
+///
+/// # Errors
+/// When a file is wrong.
+pub fn families() -> anyhow::Result<Vec<(String, String, Option<String>)>> {
+    FAMILIES
+        .iter()
+        .map(|(name, text)| {
+            let family = parse(name, text)?;
+            Ok(((*name).to_owned(), family.about, family.link))
+        })
+        .collect()
+}
+
+fn parse(name: &str, text: &str) -> anyhow::Result<Family> {
+    toml::from_str(text).with_context(|| format!("testbed/scenarios/{name}.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every file is right, and every family runs on every link.
+    #[test]
+    fn all_scenarios_exist() {
+        for (name, _, link) in families().unwrap() {
+            if link.is_some() {
+                assert_eq!(Scenario::named(&name).unwrap().name, name);
+                continue;
+            }
+            for link in testbed_link::LINKS {
+                Scenario::named(&format!("{name}/{}", link.name)).unwrap();
+            }
+        }
+    }
+
+    /// The demo is dirty8 on its link.
+    #[test]
+    fn demo_is_dirty8() {
+        let demo = Scenario::named("demo").unwrap();
+        let same = Scenario::named("dirty8/wan-100m-demo").unwrap();
+        assert_eq!((demo.machine, demo.link), (same.machine, same.link));
+    }
+
+    #[test]
+    fn wrong_names_say_what_to_do() {
+        let error = |name: &str| Scenario::named(name).unwrap_err().to_string();
+        assert_eq!(error("nothing"), "no scenario nothing: see `testbed list`");
+        assert_eq!(
+            error("dirty8"),
+            "say on which link: dirty8/LINK (see `testbed list`)"
+        );
+        assert_eq!(error("dirty8/moon"), "no link moon: see `testbed list`");
+    }
+}
