@@ -111,6 +111,9 @@ fn in_lab(
             .resumed_us
             .and_then(|at| figures::between_ms(from_us, at))
     };
+    let completed = ended
+        .completed_us
+        .and_then(|at| figures::between_ms(ended.started_us, at));
     Ok(MigrationRun {
         arm: setting.arm.to_string(),
         repeat: setting.repeat,
