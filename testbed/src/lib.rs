@@ -31,6 +31,7 @@ pub mod netns;
 pub mod product;
 pub mod progress;
 pub mod report;
+pub mod requirement;
 pub mod run;
 pub mod scenario;
 pub mod wan;

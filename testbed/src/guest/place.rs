@@ -16,10 +16,15 @@ pub enum Place<'a> {
 }
 
 impl Place<'_> {
-    /// A command that will run there.
+    /// A command that will run there, and that the kernel kills when the thread that started it
+    /// ends, whatever the end was.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         match self {
-            Self::Here => Command::new(program),
+            Self::Here => {
+                let mut command = Command::new("setpriv");
+                command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+                command
+            }
             Self::Host(host) => host.command(program),
         }
     }
