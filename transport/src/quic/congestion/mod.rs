@@ -34,6 +34,10 @@ mod flight;
 mod machine;
 mod phase;
 mod rounds;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
 
 pub use controller::{Scaleaway, ScaleawayConfig};
 pub use machine::Machine;

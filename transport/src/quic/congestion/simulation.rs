@@ -1,0 +1,320 @@
+//! Two real QUIC connections over the modelled link, in virtual time: what a controller makes of a
+//! link, without sockets, sleeps or luck.
+//!
+//! The connections are quinn's own state machines with our transport parameters, so the pacer, the
+//! loss detection and the ACK rules are the real ones; timers fire on whole milliseconds as tokio's
+//! do. Chance comes from the links' seeds. Key material differs from run to run but no packet's
+//! size or time depends on it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::{
+    ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
+    ReadableError, ServerConfig, StreamId,
+};
+use testbed_link::{Link, LinkParams};
+
+use super::super::{Controller, Identity, Tuning, tls};
+use super::{Estimate, Scaleaway};
+use crate::block::LANES;
+
+/// IPv4 and UDP headers.
+const HEADER_BYTES: usize = 28;
+/// Quinn's batch of datagrams that leave in one system call.
+const BATCH: usize = 10;
+/// How often the queue is looked at.
+const PROBE: Duration = Duration::from_millis(50);
+
+/// What happened between two moments.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// Bytes that the target's application read, in bit/s.
+    pub(super) goodput_bps: f64,
+    /// Time that a packet would have waited in the data direction's queue.
+    queue_ms: Vec<f64>,
+    /// Packets that did not fit the queue.
+    pub(super) queue_drops: u64,
+}
+
+impl Outcome {
+    /// Waiting time that is not passed by this share of the probes.
+    pub(super) fn queue_ms_at(&self, share: f64) -> f64 {
+        let mut sorted = self.queue_ms.clone();
+        sorted.sort_by(f64::total_cmp);
+        let places = u32::try_from(sorted.len()).expect("few probes");
+        let place = (0..places).find(|place| f64::from(place + 1) >= share * f64::from(places));
+        place
+            .and_then(|place| sorted.get(place as usize))
+            .copied()
+            .unwrap_or(0.0)
+    }
+}
+
+/// A source that always has data, a target that always reads, and the link between them.
+pub(super) struct Simulation {
+    start: Instant,
+    now: Duration,
+    source: Side,
+    target: Side,
+    forward: Link<Vec<u8>>,
+    backward: Link<Vec<u8>>,
+    received_bytes: u64,
+}
+
+impl Simulation {
+    pub(super) fn new(link: &LinkParams, controller: Controller, seed: u64) -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "virtual time counts from any instant"
+        )]
+        let start = Instant::now();
+        let tuning = Tuning {
+            controller,
+            ..Tuning::default()
+        };
+        let link = |seed| Link::new(*link, seed).expect("sound parameters");
+        Self {
+            start,
+            now: Duration::ZERO,
+            source: Side::dialer(&tuning, start),
+            target: Side::listener(&tuning),
+            forward: link(seed),
+            backward: link(seed ^ 0x5eed),
+            received_bytes: 0,
+        }
+    }
+
+    /// Lets time pass.
+    pub(super) fn run(&mut self, time: Duration) -> Outcome {
+        let (begin, end) = (self.now, self.now + time);
+        let received_before = self.received_bytes;
+        let drops_before = self.forward.counters().queue_drops.packets;
+        let mut queue_ms = Vec::new();
+        let mut probe_at = begin;
+        while self.now < end {
+            if self.now >= probe_at {
+                let bits = self.forward.queue_bytes() * 8;
+                queue_ms.push(bits as f64 * 1e3 / self.forward.params().rate_bps as f64);
+                probe_at += PROBE;
+            }
+            self.step();
+            let next = [
+                self.forward.next_delivery(),
+                self.backward.next_delivery(),
+                self.source.timeout(self.start),
+                self.target.timeout(self.start),
+            ];
+            let next = next.into_iter().flatten().min().unwrap_or(end);
+            // An event that is due at once still moves time on, or a bug would hang the test.
+            let soonest = self.now + Duration::from_nanos(1);
+            self.now = next.clamp(soonest, end.min(probe_at).max(soonest));
+        }
+        Outcome {
+            goodput_bps: (self.received_bytes - received_before) as f64 * 8.0 / time.as_secs_f64(),
+            queue_ms,
+            queue_drops: self.forward.counters().queue_drops.packets - drops_before,
+        }
+    }
+
+    /// What our controller knows.
+    pub(super) fn estimate(&self) -> Estimate {
+        let (_, connection) = self.source.connection.as_ref().expect("it dialled");
+        let controller = connection.congestion_state().clone_box().into_any();
+        controller
+            .downcast::<Scaleaway>()
+            .expect("it is ours")
+            .estimate()
+    }
+
+    fn step(&mut self) {
+        let now = self.start + self.now;
+        while let Some(packet) = self.forward.poll(self.now) {
+            self.target
+                .receive(now, &packet, &mut self.backward, self.now);
+        }
+        while let Some(packet) = self.backward.poll(self.now) {
+            self.source
+                .receive(now, &packet, &mut self.forward, self.now);
+        }
+        self.source.handle_timeout(now);
+        self.target.handle_timeout(now);
+        self.received_bytes += self.target.read();
+        self.target.transmit(now, &mut self.backward, self.now);
+        self.source.write();
+        self.source.transmit(now, &mut self.forward, self.now);
+    }
+}
+
+/// One host: endpoint, connection, and a very simple program.
+struct Side {
+    endpoint: Endpoint,
+    connection: Option<(ConnectionHandle, Connection)>,
+    peer: SocketAddr,
+    lanes: Vec<StreamId>,
+    payload: Bytes,
+    /// Reused for every datagram that is built.
+    buffer: Vec<u8>,
+}
+
+impl Side {
+    fn new(server: Option<ServerConfig>, peer: SocketAddr, seed: u8) -> Self {
+        let mut config = EndpointConfig::default();
+        config.rng_seed(Some([seed; 32]));
+        Self {
+            endpoint: Endpoint::new(Arc::new(config), server.map(Arc::new), true, None),
+            connection: None,
+            peer,
+            lanes: Vec::new(),
+            payload: Bytes::from(vec![0; 256 * 1024]),
+            buffer: Vec::new(),
+        }
+    }
+
+    fn dialer(tuning: &Tuning, now: Instant) -> Self {
+        let identity = Identity::generate().expect("random numbers");
+        let crypto = tls::client_config(&identity, b"simulation").expect("sound");
+        let crypto = QuicClientConfig::try_from(crypto).expect("TLS 1.3");
+        let mut config = ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(tuning.transport()));
+        let mut side = Self::new(None, address(2), 1);
+        let dialled = side
+            .endpoint
+            .connect(now, config, side.peer, tls::SERVER_NAME);
+        side.connection = Some(dialled.expect("a sound address"));
+        side
+    }
+
+    fn listener(tuning: &Tuning) -> Self {
+        let identity = Identity::generate().expect("random numbers");
+        let crypto = tls::server_config(&identity, b"simulation").expect("sound");
+        let crypto = QuicServerConfig::try_from(crypto).expect("TLS 1.3");
+        let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+        config.transport_config(Arc::new(tuning.transport()));
+        Self::new(Some(config), address(1), 2)
+    }
+
+    fn receive(&mut self, now: Instant, packet: &[u8], out: &mut Link<Vec<u8>>, at: Duration) {
+        self.buffer.clear();
+        let data = BytesMut::from(packet);
+        let event = self
+            .endpoint
+            .handle(now, self.peer, None, None, data, &mut self.buffer);
+        match event {
+            Some(DatagramEvent::ConnectionEvent(_, event)) => {
+                let (_, connection) = self.connection.as_mut().expect("the endpoint knows it");
+                connection.handle_event(event);
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => {
+                let accepted = self.endpoint.accept(incoming, now, &mut self.buffer, None);
+                self.connection =
+                    Some(accepted.unwrap_or_else(|error| panic!("{:?}", error.cause)));
+            }
+            Some(DatagramEvent::Response(transmit)) => {
+                offer(out, at, &self.buffer[..transmit.size]);
+            }
+            None => {}
+        }
+    }
+
+    fn timeout(&mut self, start: Instant) -> Option<Duration> {
+        let (_, connection) = self.connection.as_mut()?;
+        let due = connection.poll_timeout()?.saturating_duration_since(start);
+        let ms = due.as_nanos().div_ceil(1_000_000);
+        Some(Duration::from_millis(
+            u64::try_from(ms).expect("within the test"),
+        ))
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        let Some((_, connection)) = &mut self.connection else {
+            return;
+        };
+        if connection.poll_timeout().is_some_and(|due| due <= now) {
+            connection.handle_timeout(now);
+        }
+    }
+
+    /// Fills every lane as far as QUIC takes it.
+    fn write(&mut self) {
+        let Some((_, connection)) = &mut self.connection else {
+            return;
+        };
+        if connection.is_handshaking() {
+            return;
+        }
+        while self.lanes.len() < LANES {
+            let lane = connection
+                .streams()
+                .open(Dir::Uni)
+                .expect("the target allows eight");
+            self.lanes.push(lane);
+        }
+        for lane in &self.lanes {
+            while connection
+                .send_stream(*lane)
+                .write_chunks(&mut [self.payload.clone()])
+                .is_ok()
+            {}
+        }
+    }
+
+    /// Reads every lane as far as there is anything; returns the number of bytes.
+    fn read(&mut self) -> u64 {
+        let Some((_, connection)) = &mut self.connection else {
+            return 0;
+        };
+        while let Some(lane) = connection.streams().accept(Dir::Uni) {
+            self.lanes.push(lane);
+        }
+        let mut total = 0;
+        for lane in &self.lanes {
+            let mut stream = connection.recv_stream(*lane);
+            let mut chunks = match stream.read(true) {
+                Ok(chunks) => chunks,
+                Err(ReadableError::ClosedStream | ReadableError::IllegalOrderedRead) => continue,
+            };
+            while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
+                total += chunk.bytes.len() as u64;
+            }
+            // Credit goes out with the next packet in any case.
+            let _unused = chunks.finalize().should_transmit();
+        }
+        total
+    }
+
+    fn transmit(&mut self, now: Instant, out: &mut Link<Vec<u8>>, at: Duration) {
+        let Some((handle, connection)) = &mut self.connection else {
+            return;
+        };
+        while let Some(event) = connection.poll_endpoint_events() {
+            if let Some(event) = self.endpoint.handle_event(*handle, event) {
+                connection.handle_event(event);
+            }
+        }
+        while connection.poll().is_some() {}
+        loop {
+            self.buffer.clear();
+            let Some(transmit) = connection.poll_transmit(now, BATCH, &mut self.buffer) else {
+                return;
+            };
+            let size = transmit.segment_size.unwrap_or(transmit.size);
+            for datagram in self.buffer[..transmit.size].chunks(size) {
+                offer(out, at, datagram);
+            }
+        }
+    }
+}
+
+fn offer(link: &mut Link<Vec<u8>>, at: Duration, datagram: &[u8]) {
+    let length = u32::try_from(datagram.len() + HEADER_BYTES).expect("datagrams are small");
+    // A dropped packet is what the test is about.
+    let _verdict = link.offer(at, length, datagram.to_vec());
+}
+
+fn address(host: u8) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::new(10, 0, 0, host), 7117))
+}

@@ -1,0 +1,141 @@
+//! What our controller makes of the links that reports know by name. The other controllers' numbers
+//! stand beside it where the difference is the reason for having our own.
+
+use std::time::Duration;
+
+use testbed_link::{LinkParams, Loss, named};
+
+use super::super::Controller;
+use super::simulation::{Outcome, Simulation};
+
+/// Share of a link's IP bytes that can be goodput: headers of IP, UDP, QUIC and AEAD are 4.1 %.
+const CEILING: f64 = 0.959;
+
+/// Full links stay full and their queues short.
+#[test]
+fn clean_links_are_filled_with_a_short_queue() {
+    check(
+        "wan-100m",
+        Expected {
+            share: 0.96,
+            p50_ms: 8.0,
+            p95_ms: 10.0,
+        },
+    );
+    check(
+        "bloat-50m",
+        Expected {
+            share: 0.96,
+            p50_ms: 8.0,
+            p95_ms: 10.0,
+        },
+    );
+}
+
+/// Random loss is not congestion.
+#[test]
+fn lossy_links_are_filled_too() {
+    check(
+        "wan-100m-lossy",
+        Expected {
+            share: 0.96,
+            p50_ms: 8.0,
+            p95_ms: 10.0,
+        },
+    );
+    check(
+        "dsl-20m",
+        Expected {
+            share: 0.96,
+            p50_ms: 15.0,
+            p95_ms: 26.0,
+        },
+    );
+    check(
+        "metro-500m",
+        Expected {
+            share: 0.96,
+            p50_ms: 8.0,
+            p95_ms: 10.0,
+        },
+    );
+    check(
+        "lan-500m",
+        Expected {
+            share: 0.96,
+            p50_ms: 8.0,
+            p95_ms: 10.0,
+        },
+    );
+    check(
+        "burst-200m",
+        Expected {
+            share: 0.90,
+            p50_ms: 12.0,
+            p95_ms: 20.0,
+        },
+    );
+}
+
+/// Cubic keeps a clean link as full, with ten times the queue, and all but stops when 1 % is lost.
+#[test]
+fn cubic_is_why() {
+    let lossy = named("wan-100m-lossy").expect("a known name");
+    let mut simulation = Simulation::new(&lossy, Controller::Cubic, 1);
+    let outcome = simulation.run(Duration::from_secs(10));
+    let share = share_of_ceiling(&outcome, &lossy);
+    println!(
+        "cubic on wan-100m-lossy: {:.1} % of the ceiling",
+        share * 100.0
+    );
+    assert!(share < 0.2, "{share}");
+}
+
+/// Startup finds the rate within a second and overshoots by less than the buffer.
+#[test]
+fn startup_is_quick_and_does_not_flood() {
+    let link = named("wan-100m").expect("a known name");
+    let mut simulation = Simulation::new(&link, Controller::Scaleaway, 2);
+    let first = simulation.run(Duration::from_secs(1));
+    let second = simulation.run(Duration::from_secs(1));
+    let share = share_of_ceiling(&second, &link);
+    println!("first second: {first:?}");
+    assert!(first.queue_drops < 500, "{first:?}");
+    assert!(share > 0.9, "{share}");
+}
+
+#[derive(Clone, Copy)]
+struct Expected {
+    share: f64,
+    p50_ms: f64,
+    p95_ms: f64,
+}
+
+fn check(name: &str, expected: Expected) {
+    let link = named(name).expect("a known name");
+    let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
+    let startup = simulation.run(Duration::from_secs(2));
+    let steady = simulation.run(Duration::from_secs(8));
+    let share = share_of_ceiling(&steady, &link);
+    let line = format!(
+        "{name}: {:.1} % of the ceiling, queue p50 {:.1} p95 {:.1} ms, drops {} + {}; {:?}",
+        share * 100.0,
+        steady.queue_ms_at(0.5),
+        steady.queue_ms_at(0.95),
+        startup.queue_drops,
+        steady.queue_drops,
+        simulation.estimate(),
+    );
+    println!("{line}");
+    assert!(share >= expected.share, "{line}");
+    assert!(steady.queue_ms_at(0.5) <= expected.p50_ms, "{line}");
+    assert!(steady.queue_ms_at(0.95) <= expected.p95_ms, "{line}");
+}
+
+fn share_of_ceiling(outcome: &Outcome, link: &LinkParams) -> f64 {
+    let lost = match link.loss {
+        Loss::None => 0.0,
+        Loss::Random { share } | Loss::Bursts { share, .. } => share,
+    };
+    outcome.goodput_bps / (link.rate_bps as f64 * CEILING * (1.0 - lost))
+}
