@@ -35,10 +35,16 @@ pub enum MemoryError {
         detail: String,
     },
     /// This QEMU does not tell where its blocks are.
-    #[error("QEMU does not tell where RAM block {name:?} is in its memory (QEMU 8.0 and later do)")]
+    #[error("this QEMU does not tell where RAM block {name:?} is in its memory (8.0 and later do)")]
     NoHostAddress {
         /// The block.
         name: String,
+    },
+    /// A block that [`GuestMemory::open_known`] left out.
+    #[error("the place of RAM block {block} is not known")]
+    NotOpen {
+        /// Place of the block in the list given at the opening.
+        block: usize,
     },
     /// The process has ended, or its pid belongs to another one.
     #[error("QEMU process {pid} is gone")]
@@ -75,7 +81,8 @@ pub enum MemoryError {
 pub struct GuestMemory {
     memory: File,
     pid: u32,
-    blocks: Vec<Range>,
+    /// `None` for a block whose place is not known.
+    blocks: Vec<Option<Range>>,
 }
 
 /// Where a block lies in QEMU's memory.
@@ -93,6 +100,29 @@ impl GuestMemory {
     /// [`MemoryError::BlockMismatch`] unless each expected block is there once, with the same
     /// length, at an address of its own that the process has mapped.
     pub fn open(
+        process: &ProcessId,
+        blocks: &[RamBlock],
+        expected: &[ExpectedBlock],
+    ) -> Result<Self, MemoryError> {
+        let memory = Self::open_known(process, blocks, expected)?;
+        match expected
+            .iter()
+            .zip(&memory.blocks)
+            .find(|(_, range)| range.is_none())
+        {
+            Some((block, _)) => Err(MemoryError::NoHostAddress {
+                name: block.name.clone(),
+            }),
+            None => Ok(memory),
+        }
+    }
+
+    /// As [`GuestMemory::open`], but leaves out blocks whose place QEMU does not tell (up to 7.2
+    /// those that the guest's address space does not show): [`GuestMemory::is_open`] says which.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::open`].
+    pub fn open_known(
         process: &ProcessId,
         blocks: &[RamBlock],
         expected: &[ExpectedBlock],
@@ -115,7 +145,7 @@ impl GuestMemory {
             return Err(MemoryError::ProcessGone { pid });
         }
         for (block, range) in expected.iter().zip(&ranges) {
-            if !is_mapped(&maps, *range) {
+            if range.is_some_and(|range| !is_mapped(&maps, range)) {
                 let detail = format!("process {pid} has no memory at its address");
                 return Err(mismatch(&block.name, detail));
             }
@@ -125,6 +155,11 @@ impl GuestMemory {
             pid,
             blocks: ranges,
         })
+    }
+
+    /// Can the pages of this block be read?
+    pub fn is_open(&self, block: usize) -> bool {
+        self.blocks.get(block).is_some_and(Option::is_some)
     }
 
     /// Reads one page. `block` is its place in the list given to [`GuestMemory::open`].
@@ -163,6 +198,7 @@ impl GuestMemory {
             count: bytes / page_bytes,
         };
         let range = self.blocks.get(block).ok_or_else(no_such_page)?;
+        let range = range.ok_or(MemoryError::NotOpen { block })?;
         let offset = first_page * page_bytes;
         if offset
             .checked_add(bytes)
@@ -196,7 +232,10 @@ impl GuestMemory {
 }
 
 /// The place of each expected block, certain or an error.
-fn locate(blocks: &[RamBlock], expected: &[ExpectedBlock]) -> Result<Vec<Range>, MemoryError> {
+fn locate(
+    blocks: &[RamBlock],
+    expected: &[ExpectedBlock],
+) -> Result<Vec<Option<Range>>, MemoryError> {
     let mut ranges = Vec::with_capacity(expected.len());
     for want in expected {
         let mut named = blocks.iter().filter(|block| block.name == want.name);
@@ -219,11 +258,10 @@ fn locate(blocks: &[RamBlock], expected: &[ExpectedBlock]) -> Result<Vec<Range>,
             );
             return Err(mismatch(&want.name, detail));
         }
-        let start = block
-            .host_address
-            .ok_or_else(|| MemoryError::NoHostAddress {
-                name: want.name.clone(),
-            })?;
+        let Some(start) = block.host_address else {
+            ranges.push(None);
+            continue;
+        };
         let page_bytes = PAGE_BYTES as u64;
         let sound = start != 0
             && start.is_multiple_of(page_bytes)
@@ -234,18 +272,25 @@ fn locate(blocks: &[RamBlock], expected: &[ExpectedBlock]) -> Result<Vec<Range>,
                 format!("{start:#x} cannot be its address"),
             ));
         }
-        ranges.push(Range {
+        ranges.push(Some(Range {
             start,
             bytes: block.used_bytes,
-        });
+        }));
     }
     reject_overlaps(expected, &ranges)?;
     Ok(ranges)
 }
 
 /// Two blocks at one place (or a block that is named twice): at least one is not what it seems.
-fn reject_overlaps(expected: &[ExpectedBlock], ranges: &[Range]) -> Result<(), MemoryError> {
-    let mut by_start: Vec<_> = ranges.iter().zip(expected).collect();
+fn reject_overlaps(
+    expected: &[ExpectedBlock],
+    ranges: &[Option<Range>],
+) -> Result<(), MemoryError> {
+    let known = ranges
+        .iter()
+        .zip(expected)
+        .filter_map(|(range, block)| Some(((*range)?, block)));
+    let mut by_start: Vec<_> = known.collect();
     by_start.sort_by_key(|(range, _)| range.start);
     for pair in by_start.windows(2) {
         let [(lower, lower_block), (upper, upper_block)] = pair else {
@@ -338,12 +383,26 @@ mod tests {
             .len(),
             18
         );
+    }
+
+    /// A block whose place QEMU does not tell is refused, or left out where that was asked for.
+    #[test]
+    fn unknown_places() {
+        let us = ProcessId::of(std::process::id()).unwrap();
         let unknown = RamBlock {
             host_address: None,
-            ..a
+            ..block("a", 1, 0x2000)
         };
-        let result = locate(&[unknown], &[want("a", 0x2000)]);
+        let (blocks, expected) = ([unknown], [want("a", 0x2000)]);
+        let result = GuestMemory::open(&us, &blocks, &expected);
         assert!(matches!(result, Err(MemoryError::NoHostAddress { name }) if name == "a"));
+        let memory = GuestMemory::open_known(&us, &blocks, &expected).unwrap();
+        assert!(!memory.is_open(0) && !memory.is_open(1));
+        let result = memory.read_page(0, 0, &mut [0; PAGE_BYTES]);
+        assert!(
+            matches!(result, Err(MemoryError::NotOpen { block: 0 })),
+            "{result:?}"
+        );
     }
 
     /// A range is mapped only when readable mappings cover it without a hole.

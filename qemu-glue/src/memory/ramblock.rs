@@ -4,7 +4,7 @@
 //!               Block Name    PSize              Offset               Used              Total                HVA  RO
 //!                   pc.ram    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000 0x00007fb617e00000  rw
 //! ```
-//! Up to 7.2 the last two columns are missing: the place in QEMU's memory is then not known. A name
+//! Up to 7.2 the last two columns are missing: see [`flat_view`](super::flat_view). A name
 //! may hold anything, spaces included, so a line is read from its end.
 //! //= qemu softmmu/physmem.c ram_block_format
 
@@ -24,7 +24,8 @@ pub struct RamBlock {
     pub used_bytes: u64,
     /// Bytes that it may grow to.
     pub total_bytes: u64,
-    /// Its address in QEMU's memory; `None` up to 7.2, which does not tell.
+    /// Its address in QEMU's memory. `None` where QEMU does not tell: up to 7.2 for blocks that the
+    /// guest's address space does not show.
     pub host_address: Option<u64>,
 }
 

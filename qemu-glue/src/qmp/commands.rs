@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::error::QmpError;
 use super::names::{Capability, MigrationStatus, RunState};
+use crate::memory::flat_view;
 use crate::memory::ramblock::{self, RamBlock};
 
 /// Reply of `query-status`.
@@ -156,13 +157,24 @@ impl Client {
         Ok(class.strip_suffix("-machine").unwrap_or(&class).to_owned())
     }
 
-    /// RAM blocks by name, size and place in QEMU's memory (`info ramblock`).
+    /// RAM blocks by name, size and place in QEMU's memory (`info ramblock`). Up to 7.2 only the
+    /// places of blocks that the guest's address space shows are known, such as `pc.ram`.
     pub async fn ram_blocks(&self) -> Result<Vec<RamBlock>, QmpError> {
         let text = self.human_monitor_command("info ramblock").await?;
-        ramblock::parse(&text).map_err(|error| QmpError::BadReply {
+        let mut blocks = ramblock::parse(&text).map_err(|error| QmpError::BadReply {
             command: "info ramblock".to_owned(),
             detail: error.to_string(),
-        })
+        })?;
+        if blocks.iter().any(|block| block.host_address.is_none()) {
+            let ranges = flat_view::parse(&self.human_monitor_command("info mtree -f").await?);
+            let mut answers = Vec::with_capacity(ranges.len());
+            for range in ranges {
+                let line = format!("gpa2hva {:#x}", range.guest_address);
+                answers.push((range, self.human_monitor_command(&line).await?));
+            }
+            flat_view::place(&mut blocks, &answers);
+        }
+        Ok(blocks)
     }
 
     /// A command of the human monitor; its output, errors included, is text.
