@@ -3,6 +3,7 @@
 
 mod any_frame;
 mod codec;
+mod corpus;
 mod golden;
 mod lane;
 mod spec;
