@@ -1,12 +1,16 @@
 //! The verbs that the lab calls on its own program, each starting with two underscores.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::lab;
 use crate::netns::{self, Holding};
+use crate::overlay::{self, HookSettings};
+use crate::probe;
 use crate::wan::{self, LinkJson};
 
 /// Parsed arguments of an internal call.
@@ -46,6 +50,22 @@ enum Verb {
         #[arg(long)]
         seed: u64,
     },
+    /// Moves the guest's MAC; the product calls it with the phase, its role is in the environment.
+    #[command(name = "__hook")]
+    Hook {
+        #[arg(long)]
+        mac: String,
+        #[arg(long)]
+        tap: String,
+        #[arg(long)]
+        tunnel: String,
+        #[arg(long)]
+        log: PathBuf,
+        phase: String,
+    },
+    /// Reads the guest's counter.
+    #[command(name = "__counter")]
+    Counter { address: SocketAddr },
     /// Removes a run's files after its end.
     #[command(name = "__cleanup")]
     Cleanup { run: PathBuf },
@@ -93,6 +113,26 @@ impl Verb {
                     seed,
                 })
             }
+            Self::Hook {
+                mac,
+                tap,
+                tunnel,
+                log,
+                phase,
+            } => {
+                let role = std::env::var("SCALEAWAY_ROLE").context("read SCALEAWAY_ROLE")?;
+                overlay::run_hook(
+                    &HookSettings {
+                        mac,
+                        tap,
+                        tunnel,
+                        log,
+                    },
+                    &role,
+                    &phase,
+                )
+            }
+            Self::Counter { address } => probe::watch_counter(address),
             Self::Cleanup { run } => lab::clean_up_after(&run),
         }
     }

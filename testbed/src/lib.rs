@@ -28,6 +28,8 @@ pub mod host;
 pub mod internal;
 pub mod lab;
 pub mod netns;
+pub mod overlay;
+pub mod probe;
 pub mod product;
 pub mod progress;
 pub mod report;

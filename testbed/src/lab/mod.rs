@@ -27,8 +27,12 @@ use testbed_link::LinkParams;
 pub use cleanup::run as clean_up_after;
 pub use sysctl::set_congestion_control;
 pub use underlay::{
-    CLIENT_ADDRESS, CLIENT_ADDRESS_2, CLOUD_ADDRESS, UNDERLAY_DEVICE, USER_ADDRESS,
+    CLIENT_ADDRESS, CLIENT_ADDRESS_2, CLIENT_TUNNEL, CLOUD_ADDRESS, CLOUD_TUNNEL, UNDERLAY_DEVICE,
+    USER_ADDRESS, USER_TUNNEL,
 };
+
+pub(crate) use underlay::ip;
+pub use underlay::wait_for_ports;
 
 use crate::host::{Host, HostProcess, HostSettings, wait_for_ready};
 use crate::netns::PRIVATE;

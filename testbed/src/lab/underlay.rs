@@ -20,6 +20,12 @@ pub const CLIENT_ADDRESS: &str = "10.70.0.2";
 pub const CLIENT_ADDRESS_2: &str = "10.70.0.102";
 /// The user's address.
 pub const USER_ADDRESS: &str = "10.70.0.3";
+/// The cloud's tunnel end.
+pub const CLOUD_TUNNEL: &str = "10.70.1.1";
+/// The client's tunnel end; it stays when the client changes its address.
+pub const CLIENT_TUNNEL: &str = "10.70.1.2";
+/// The user's tunnel end.
+pub const USER_TUNNEL: &str = "10.70.1.3";
 /// Each host's underlay interface.
 pub const UNDERLAY_DEVICE: &str = "net0";
 
@@ -51,20 +57,23 @@ pub(super) fn connect(
     middle: &Host,
 ) -> anyhow::Result<()> {
     let hosts = [
-        (cloud, CLOUD_ADDRESS, "to-cloud"),
-        (client, CLIENT_ADDRESS, FAR_PORT),
-        (user, USER_ADDRESS, "to-user"),
+        (cloud, CLOUD_ADDRESS, CLOUD_TUNNEL, "to-cloud"),
+        (client, CLIENT_ADDRESS, CLIENT_TUNNEL, FAR_PORT),
+        (user, USER_ADDRESS, USER_TUNNEL, "to-user"),
     ];
-    for (number, (host, address, port)) in (1u8..).zip(hosts) {
+    for (number, (host, address, tunnel, port)) in (1u8..).zip(hosts) {
         cable(host, middle, port, &mac(number))?;
-        ip(
-            host,
-            &format!("addr add {address}/24 dev {UNDERLAY_DEVICE}"),
-        )?;
+        for address in [address, tunnel] {
+            ip(
+                host,
+                &format!("addr add {address}/24 dev {UNDERLAY_DEVICE}"),
+            )?;
+        }
         ip(host, &format!("link set {UNDERLAY_DEVICE} up"))?;
-        for (other, (_, other_address, _)) in (1u8..).zip(hosts) {
+        for (other, (_, other_address, other_tunnel, _)) in (1u8..).zip(hosts) {
             if other != number {
                 neighbour(host, other_address, &mac(other))?;
+                neighbour(host, other_tunnel, &mac(other))?;
             }
         }
         neighbour(host, CLIENT_ADDRESS_2, &mac(2))?;
@@ -111,7 +120,10 @@ fn only_for_the_client(middle: &Host) -> anyhow::Result<()> {
 }
 
 /// Waits until `count` bridge ports of a host forward: the kernel notices a cable up to 1 s late.
-pub(crate) fn wait_for_ports(host: &Host, count: usize) -> anyhow::Result<()> {
+///
+/// # Errors
+/// If they do not within 10 s.
+pub fn wait_for_ports(host: &Host, count: usize) -> anyhow::Result<()> {
     clock::wait_until("the bridge's ports", PORTS_LIMIT, || {
         let ports = host.output(host.network_command("bridge").arg("link"))?;
         let forwarding = ports

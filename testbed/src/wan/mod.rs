@@ -19,3 +19,4 @@ mod port;
 pub use control::{DirectionCounters, Request, Wan, WanCounters};
 pub use emulator::{Settings, run};
 pub use params::LinkJson;
+pub(crate) use port::Port;
