@@ -109,7 +109,7 @@ impl Json {
     /// A candidate of `length` bytes whose first byte was an opening brace.
     fn begin(length: u32) -> Option<Self> {
         let believed = (2..=DESCRIPTION_MAX).contains(&length);
-        believed.then_some(Self {
+        believed.then(|| Self {
             left: length - 1,
             read: 1,
             depth: 1,

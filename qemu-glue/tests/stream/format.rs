@@ -158,6 +158,14 @@ fn wrong_records_are_refused() {
     check(filled, &[1], wrong("a filled page that is not zero"));
 }
 
+/// Nothing stands in the ram section before its block list.
+#[test]
+fn records_before_the_block_list_are_refused() {
+    for record in [b"\0\0\0\0\0\0\x02\0", b"\0\0\0\0\0\0\0\x10"] {
+        check(ram_start() - 51, record, StreamError::Blocks("no list"));
+    }
+}
+
 /// A block list that lies is refused.
 #[test]
 fn block_lists_are_checked() {
@@ -246,8 +254,9 @@ fn an_imitated_description_is_not_the_end() {
     let stream = sample();
     let start = stream.len() - TAIL;
     let description = &stream[start + DEVICES..];
-    // One whole imitation, one cut by the true description, one that is no JSON.
+    // Two of impossible length, a whole one, one that the true one cuts, one that is no JSON.
     let mut tail = stream[start..start + DEVICES].to_vec();
+    tail.extend(b"\0\x06\0\0\0\0{\0\x06\xff\xff\xff\xff{");
     tail.extend(description);
     let imitated = tail.len();
     tail.extend(b"more device state\0\x06\0\0\x10\0{\"page_size\": 4096, ");

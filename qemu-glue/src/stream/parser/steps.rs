@@ -142,7 +142,11 @@ impl Parser {
         phase: Phase,
         sink: &mut impl FnMut(Event<'_>) -> Result<(), E>,
     ) -> Done<E> {
-        let event = match self.blocks.read_record(cursor)? {
+        let record = self.blocks.read_record(cursor)?;
+        if self.blocks.is_empty() && !matches!(record, Record::BlockList { .. }) {
+            return Err(StreamError::Blocks("no list").into());
+        }
+        let event = match record {
             Record::Page {
                 block,
                 page,
@@ -216,15 +220,9 @@ impl Parser {
     ) -> Done<E> {
         let id = self.ram.id().expect("a ram section is being read");
         section::footer(cursor, id)?;
-        match phase {
-            Phase::Setup if self.blocks.is_empty() => {
-                return Err(StreamError::Blocks("no list").into());
-            }
-            Phase::Setup | Phase::Iterate => {}
-            Phase::Complete => {
-                self.ram = Iterable::Ended { id };
-                self.prelude = None;
-            }
+        if phase == Phase::Complete {
+            self.ram = Iterable::Ended { id };
+            self.prelude = None;
         }
         self.state = State::Between;
         sink(Event::RamEnd {
