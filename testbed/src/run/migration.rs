@@ -8,11 +8,13 @@ use anyhow::Context;
 use serde_json::Value;
 
 use super::figures;
+use super::watch::{Seen, Watch};
 use crate::arm::{Arm, Flight, Sides};
 use crate::clock;
-use crate::guest::{Control, Files, Guest, Image, Network, Place, State};
+use crate::guest::{Control, Files, GUEST_MAC, Guest, Image, Network, Place, State};
 use crate::lab::Lab;
 use crate::netns::PRIVATE;
+use crate::overlay::{Overlay, TAP};
 use crate::progress::Progress;
 use crate::report::{MigrationRun, Outcome};
 use crate::scenario::Scenario;
@@ -21,7 +23,8 @@ use crate::wan::WanCounters;
 /// The guest is observed for so long before the start.
 const BEFORE: Duration = Duration::from_secs(4);
 /// And so long after it runs at the target.
-const AFTER: Duration = Duration::from_secs(3);
+/// A ping counts as lost after two seconds, so this is more.
+const AFTER: Duration = Duration::from_secs(4);
 /// Between two looks at a migration on its way. RESUME is stamped by QEMU, not by this.
 const LOOK: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_secs(180);
@@ -76,14 +79,17 @@ fn in_lab(
     name: &str,
     progress: &Progress,
 ) -> anyhow::Result<MigrationRun> {
+    let program = std::env::current_exe().context("where is this program?")?;
+    let overlay = Overlay::join(lab, GUEST_MAC, &program)?;
     progress.step(&format!("{name}: loading the guest's saved state at cloud"));
     let (source, target) = guests(setting, lab)?;
     let control = source.control()?;
+    let watch = Watch::start(lab, &program)?;
     let sides = Sides {
         lab,
         source: &source,
         target: &target,
-        hook: None,
+        hook: Some(overlay.hook()),
     };
     let mut flight = Flight::prepare(setting.arm, &sides)?;
     let observed_from_us = clock::epoch_us();
@@ -102,42 +108,50 @@ fn in_lab(
         clock::pause(AFTER);
         self_check_errors = Some(self_check(&target.control()?)?);
     }
+    let until_us = clock::epoch_us();
+    let watched = watch.stop()?;
     drop(flight);
     keep_logs(lab, &setting.logs)?;
 
-    let stopped_us = ended.stopped_us.unwrap_or_else(clock::epoch_us);
-    let resumed = |from_us| {
-        ended
-            .resumed_us
-            .and_then(|at| figures::between_ms(from_us, at))
-    };
-    let completed = ended
-        .completed_us
-        .and_then(|at| figures::between_ms(ended.started_us, at));
+    let stopped_us = ended.stopped_us.unwrap_or(until_us);
+    let seen = watched.seen(observed_from_us, ended.started_us, stopped_us, until_us);
+    let share = figures::writes_share(&samples, observed_from_us, ended.started_us, stopped_us);
     Ok(MigrationRun {
+        wire_bytes: Some(wan_after.wire_bytes() - wan_before.wire_bytes()),
+        wire_bytes_delivered: Some(delivered(&wan_after) - delivered(&wan_before)),
+        queue_drops: Some(wan_after.queue_drops() - wan_before.queue_drops()),
+        guest_writes_share: share,
+        self_check_errors,
+        ..figures_of(setting, ended, seen)
+    })
+}
+
+/// What follows from the events and from what the user saw.
+fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen) -> MigrationRun {
+    let after = |from_us, at: Option<u64>| at.and_then(|at| figures::between_ms(from_us, at));
+    let resumed_ms = after(ended.started_us, ended.resumed_us);
+    let completed_ms = after(ended.started_us, ended.completed_us);
+    MigrationRun {
         arm: setting.arm.to_string(),
         repeat: setting.repeat,
         outcome: ended.outcome,
         reason: ended.reason,
-        total_ms: completed.or(resumed(ended.started_us)),
-        downtime_ms: ended.stopped_us.and_then(resumed),
-        resumed_ms: completed.and(resumed(ended.started_us)),
-        wire_bytes: Some(wan_after.wire_bytes() - wan_before.wire_bytes()),
-        wire_bytes_delivered: Some(delivered(&wan_after) - delivered(&wan_before)),
-        queue_drops: Some(wan_after.queue_drops() - wan_before.queue_drops()),
-        ping_outage_ms: None,
-        ping_lost: None,
-        ping_added_p95_ms: None,
-        guest_writes_share: figures::writes_share(
-            &samples,
-            observed_from_us,
-            ended.started_us,
-            stopped_us,
-        ),
-        counter_resets: None,
-        self_check_errors,
+        total_ms: completed_ms.or(resumed_ms),
+        downtime_ms: ended
+            .stopped_us
+            .and_then(|from_us| after(from_us, ended.resumed_us)),
+        resumed_ms: completed_ms.and(resumed_ms),
+        wire_bytes: None,
+        wire_bytes_delivered: None,
+        queue_drops: None,
+        ping_outage_ms: seen.outage_ms,
+        ping_lost: seen.lost,
+        ping_added_p95_ms: seen.added_p95_ms,
+        guest_writes_share: None,
+        counter_resets: seen.resets,
+        self_check_errors: None,
         report: ended.report,
-    })
+    }
 }
 
 fn delivered(counters: &WanCounters) -> u64 {
@@ -159,7 +173,7 @@ fn guests(setting: &Setting<'_>, lab: &Lab) -> anyhow::Result<(Guest, Guest)> {
             ..setting.image.into()
         });
     }
-    let network = Network::Nothing;
+    let network = Network::Tap(TAP.to_owned());
     let target = Guest::incoming(
         Place::Host(&lab.client),
         &files[1],

@@ -2,6 +2,7 @@
 
 mod figures;
 mod migration;
+mod watch;
 
 use std::path::PathBuf;
 
