@@ -285,15 +285,18 @@ impl Qemu {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn();
-        let mut process = match started {
-            Ok(process) => process,
+        match started {
+            Ok(process) => Some(Self::attach(process, folder)),
             Err(error) => {
                 let reason = format!("qemu-system-x86_64: {error}");
                 assert!(std::env::var_os("REQUIRE_ALL").is_none(), "{reason}");
-                println!("Skipped: {reason}");
-                return None;
+                eprintln!("Skipped: {reason}");
+                None
             }
-        };
+        }
+    }
+
+    fn attach(mut process: Child, folder: PathBuf) -> Self {
         let monitor = process.stdin.take().expect("piped");
         let answers = BufReader::new(process.stdout.take().expect("piped"));
         let mut qemu = Self {
@@ -303,7 +306,7 @@ impl Qemu {
             folder,
         };
         qemu.ask(r#"{"execute":"qmp_capabilities"}"#);
-        Some(qemu)
+        qemu
     }
 
     /// One command's answer.
