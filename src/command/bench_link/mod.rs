@@ -149,12 +149,11 @@ async fn dial(
             reverse: args.reverse,
         })
         .await?;
-    match timeout(ANSWER_MAX, lines.next())
+    let answer = timeout(ANSWER_MAX, lines.next())
         .await
-        .context("the listener says nothing")??
-    {
-        Message::Ready => {}
-        other => bail!("the listener answered {other:?}"),
+        .context("the listener says nothing")??;
+    if answer != Message::Ready {
+        bail!("the listener answered {answer:?}");
     }
     let flow = Flow {
         connection: &connection,
