@@ -247,6 +247,24 @@ fn capture(name: &str) -> Vec<u8> {
     zstd::decode_all(file.expect("captures are in the repository")).expect("captures are whole")
 }
 
+/// The captures' machine types end with those of 10.0.
+fn has_qemu_10() -> Result<(), String> {
+    let told = std::process::Command::new("qemu-system-x86_64")
+        .arg("-version")
+        .output();
+    let told = told
+        .map_err(|error| format!("qemu-system-x86_64: {error}"))?
+        .stdout;
+    let told = String::from_utf8_lossy(&told);
+    let major = told
+        .split_once("version ")
+        .and_then(|(_, rest)| rest.split('.').next());
+    match major.and_then(|major| major.parse::<u32>().ok()) {
+        Some(10..) => Ok(()),
+        _ => Err(format!("needs QEMU 10, found {told:?}")),
+    }
+}
+
 /// A stopped QEMU that waits for a guest, and its monitor. It ends with the value.
 struct Qemu {
     process: Child,
@@ -256,11 +274,17 @@ struct Qemu {
 }
 
 impl Qemu {
+    /// `None`, and a word why, where there is no QEMU 10.
     fn start(name: &str, machine: &str, arguments: &[&str]) -> Option<Self> {
-        let folder =
-            std::env::temp_dir().join(format!("stream-load-{}-{name}", std::process::id()));
+        if let Err(reason) = has_qemu_10() {
+            assert!(std::env::var_os("REQUIRE_ALL").is_none(), "{reason}");
+            eprintln!("Skipped: {reason}");
+            return None;
+        }
+        let folder = format!("stream-load-{}-{name}", std::process::id());
+        let folder = std::env::temp_dir().join(folder);
         std::fs::create_dir_all(&folder).expect("a temporary folder");
-        let started = std::process::Command::new("qemu-system-x86_64")
+        let process = std::process::Command::new("qemu-system-x86_64")
             .args([
                 "-accel",
                 "tcg",
@@ -285,15 +309,10 @@ impl Qemu {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn();
-        match started {
-            Ok(process) => Some(Self::attach(process, folder)),
-            Err(error) => {
-                let reason = format!("qemu-system-x86_64: {error}");
-                assert!(std::env::var_os("REQUIRE_ALL").is_none(), "{reason}");
-                eprintln!("Skipped: {reason}");
-                None
-            }
-        }
+        Some(Self::attach(
+            process.expect("QEMU told its version before"),
+            folder,
+        ))
     }
 
     fn attach(mut process: Child, folder: PathBuf) -> Self {

@@ -34,7 +34,7 @@ pub mod xbzrle;
 
 pub use error::{Place, StreamError};
 pub use parser::{Limits, Parser};
-pub use tail::TailState;
+pub use tail::{EndWatch, TailState};
 pub use writer::{WriteError, Writer};
 
 /// Bytes of one guest page; sources with another target page size are refused.

@@ -46,9 +46,10 @@ struct Json {
     beginning: [bool; 2],
 }
 
-/// Looks for the end of the stream.
+/// Looks for the end of a stream: inside [`super::Parser`] from the device state on, and for a relay
+/// that knows nothing of its bytes from the first byte on.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub struct EndWatch {
     /// The last eight bytes.
     window: u64,
     candidate: Option<Json>,
@@ -56,8 +57,14 @@ pub(super) struct Watch {
     bytes: u64,
 }
 
-impl Watch {
-    pub(super) fn state(&self) -> TailState {
+impl EndWatch {
+    /// A watch at the first byte.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `Open` or `Complete`.
+    pub fn state(&self) -> TailState {
         if self.complete {
             TailState::Complete
         } else {
@@ -70,7 +77,8 @@ impl Watch {
         self.bytes > 0 && self.window & 0xff == 0 && self.candidate.is_none()
     }
 
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    /// Takes the next bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.push_byte(byte);
         }

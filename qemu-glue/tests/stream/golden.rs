@@ -1,7 +1,8 @@
 //! Captures of real QEMUs (`testdata/README.md` says how they were made).
 
 use qemu_glue::stream::{
-    Command, Event, Limits, PAGE_SIZE, Parser, Phase, StreamError, TailState, Writer, xbzrle,
+    Command, EndWatch, Event, Limits, PAGE_SIZE, Parser, Phase, StreamError, TailState, Writer,
+    xbzrle,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -29,15 +30,23 @@ fn every_capture_is_written_again_byte_for_byte() {
     }
 }
 
-/// The end is found at the last byte and nowhere before it.
+/// The end is found at the last byte and nowhere before it, by a relay too, which sees all bytes.
 #[test]
 fn the_end_of_every_capture_is_its_last_byte() {
     for (name, bytes) in captures() {
         let described = !name.contains("no-description");
         let mut parser = Parser::new(Limits::default());
         let mut ends = Vec::new();
+        let mut relay = EndWatch::new();
         for (at, chunk) in bytes.chunks(1).enumerate() {
             push(&mut parser, chunk);
+            relay.push(chunk);
+            let complete = parser.tail_state() == TailState::Complete;
+            assert_eq!(
+                relay.state() == TailState::Complete,
+                complete,
+                "{name} at {at}"
+            );
             if parser.tail_state() == TailState::Complete {
                 ends.push(at + 1);
             }

@@ -15,7 +15,7 @@ mod steps;
 
 use super::cursor::{Cursor, Need, Stop};
 use super::ram::Blocks;
-use super::tail::Watch;
+use super::tail::EndWatch;
 use super::{Event, Phase, Place, StreamError, TailState};
 
 /// What the parser believes at most.
@@ -78,7 +78,7 @@ pub struct Parser {
     bitmap: Iterable,
     guest_stopped: bool,
     section_pages: u64,
-    tail: Watch,
+    tail: EndWatch,
 }
 
 impl Parser {
@@ -96,7 +96,7 @@ impl Parser {
             bitmap: Iterable::Unseen,
             guest_stopped: false,
             section_pages: 0,
-            tail: Watch::default(),
+            tail: EndWatch::new(),
         }
     }
 
