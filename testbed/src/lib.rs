@@ -29,6 +29,7 @@ pub mod internal;
 pub mod lab;
 pub mod netns;
 pub mod overlay;
+pub mod pair;
 pub mod probe;
 pub mod product;
 pub mod progress;

@@ -82,13 +82,27 @@ impl<'a> Product<'a> {
         output(&mut self.command(&["trust", "add", name, fingerprint])).map(drop)
     }
 
-    /// `status --json`.
+    /// `status --json`: one object per VM that it knows.
     ///
     /// # Errors
     /// When the program fails or prints no JSON.
     pub fn status(&self) -> anyhow::Result<Value> {
-        let text = output(&mut self.command(&["status", "--json"]))?;
-        serde_json::from_str(&text).with_context(|| format!("`status` printed {text:?}"))
+        let output = self
+            .command(&["status", "--json"])
+            .output()
+            .context("cannot run `status`")?;
+        // 3 says that something is unsettled.
+        ensure!(
+            matches!(output.status.code(), Some(0 | 3)),
+            "`status`: {}",
+            output.status
+        );
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!(
+                "`status` printed {:?}",
+                String::from_utf8_lossy(&output.stdout)
+            )
+        })
     }
 
     /// Starts `receive` or `send` with its output in `log` (as this process sees it).
@@ -96,10 +110,25 @@ impl<'a> Product<'a> {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&self, verb: &str, arguments: &[String], log: &Path) -> anyhow::Result<Running> {
+        self.start_with(verb, arguments, &[], log)
+    }
+
+    /// The same for any verb, with words for its environment.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_with(
+        &self,
+        verb: &str,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+        log: &Path,
+    ) -> anyhow::Result<Running> {
         let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let child = self
             .command(&[verb])
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
