@@ -116,7 +116,6 @@ fn answers(socket: &mut UnixStream) -> Vec<Message> {
 struct Image {
     head: Vec<u8>,
     section_id: u32,
-    commands: Vec<Command>,
     blocks: Vec<RamBlock>,
     pages: BTreeMap<(u16, u32), Box<[u8; PAGE_SIZE]>>,
     setup: Vec<u8>,
@@ -140,7 +139,6 @@ impl Image {
     fn take(&mut self, event: Event<'_>) {
         match event {
             Event::Head(bytes) => self.head.extend(bytes),
-            Event::Command(command) => self.commands.push(command),
             Event::Blocks { section_id, blocks } => {
                 (self.section_id, self.blocks) = (section_id, blocks.to_vec());
             }
@@ -172,7 +170,7 @@ impl Image {
             } => self.complete.extend(bytes),
             Event::Section { bytes, .. } => self.setup.extend(bytes),
             Event::Tail(bytes) => self.tail.extend(bytes),
-            Event::RamBegin(_) | Event::RamEnd { .. } => {}
+            Event::Command(_) | Event::RamBegin(_) | Event::RamEnd { .. } => {}
             Event::MultifdFlush | Event::GuestStopped => {}
         }
     }
@@ -189,12 +187,8 @@ impl Image {
         writer.head(&self.head)?;
         writer.command(Command::OpenReturnPath)?;
         writer.command(Command::Ping(7))?;
-        if self.commands.contains(&Command::PostcopyAdviseBitmaps) {
-            writer.command(Command::PostcopyAdviseBitmaps)?;
-        }
         writer.ram_start(self.section_id, &self.blocks)?;
         writer.ram_end()?;
-        writer.relayed(&self.setup)?;
         let mut order: Vec<_> = self.pages.iter().collect();
         order.sort_by_key(|((block, page), _)| (std::cmp::Reverse(*page), *block));
         for section in order.chunks(100) {
@@ -212,6 +206,8 @@ impl Image {
         writer.command(Command::Ping(8))?;
         writer.ram_begin(Phase::Complete)?;
         writer.ram_end()?;
+        // Behind RAM, as they come: a target asks neither for their place nor for the advice.
+        writer.relayed(&self.setup)?;
         writer.relayed(&self.complete)?;
         writer.relayed(&self.tail)
     }
