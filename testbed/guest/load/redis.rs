@@ -13,7 +13,7 @@ const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Commands in flight before their answers are read.
 const BATCH: u64 = 500;
 /// So many words let zstd level 1 shrink the guest to about a third.
-const VOCABULARY: u64 = 1000;
+const VOCABULARY: u64 = 400;
 
 /// `words` is `KEYS,BYTES`: sets that many keys to values of that many bytes each.
 pub(crate) fn fill(words: &str) -> Result<(), String> {
