@@ -1,15 +1,15 @@
 //! Pages by class, the same for every run: fixed seed.
 
 /// A page class of a real guest, and one page of it.
-pub struct Class {
+pub(crate) struct Class {
     /// Name in the benchmark's identifier.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Makes page number `n`.
-    pub make: fn(u64) -> [u8; 4096],
+    pub(crate) make: fn(u64) -> [u8; 4096],
 }
 
 /// Every class that is measured.
-pub const CLASSES: [Class; 4] = [
+pub(crate) const CLASSES: [Class; 4] = [
     Class {
         name: "zero",
         make: |_| [0; 4096],
@@ -78,7 +78,7 @@ fn heap_like(n: u64) -> [u8; 4096] {
         record[..8].copy_from_slice(&pointer.to_le_bytes());
         record[8..16].copy_from_slice(&(random >> 58).to_le_bytes());
         record[16..20].copy_from_slice(&[1, 0, 0, 0x80]);
-        record[32..44].copy_from_slice(format!("key:{:08x}", random as u32).as_bytes());
+        record[32..44].copy_from_slice(format!("key:{:08x}", random & 0xffff_ffff).as_bytes());
         record[44..52].copy_from_slice(&next(&mut state).to_le_bytes());
     }
     page
