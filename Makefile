@@ -42,7 +42,7 @@ setup:
 # A live migration between two QEMUs of 7.2, unpacked beside the installed one.
 test-qemu-7.2: setup
 	$(CARGO) build --bin scaleaway -p testbed --bin testbed
-	QEMU_7_2=$$(sh testbed/qemu-7.2.sh) $(CARGO) test -p testbed --test qemu_7_2 -- --nocapture
+	QEMU_7_2=$$(sh testbed/qemu-7.2.sh) $(CARGO) test -p testbed --test qemu_7_2 -- --ignored --nocapture
 
 # Needs cargo-fuzz and a nightly compiler; FUZZ_SECONDS for each target.
 FUZZ_SECONDS ?= 300

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 
-use crate::arm::{Arm, QEMU_ARMS};
+use crate::arm::QEMU_ARMS;
 use crate::progress::Progress;
 use crate::report::{Document, Folder, MigrationRun, table};
 use crate::run::{self, Options};
@@ -30,7 +30,7 @@ enum Verb {
         name: String,
         /// An arm instead of the scenario's own; may be given again.
         #[arg(long = "arm")]
-        arms: Vec<Arm>,
+        arms: Vec<String>,
         /// Runs of each arm.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1000))]
         repeat: u32,

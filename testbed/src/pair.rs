@@ -42,13 +42,34 @@ impl Pair {
     /// # Errors
     /// When a part does not start.
     pub fn new(name: &str, machine: &Machine) -> anyhow::Result<Self> {
-        let folder = TestFolder::new(name)?;
-        let silent = Progress::silent();
+        let (folder, silent) = (TestFolder::new(name)?, Progress::silent());
         let image = Image::ready(&silent)?;
         let state = State::ready(&image, machine, &silent)?;
         let (files, network) = ((&image).into(), Network::Nothing);
         let place = folder.path().join("source");
         let source = State::restore(state.file(), Place::Here, &files, machine, &network, &place)?;
+        Self::around(source, image, machine, folder)
+    }
+
+    /// The same with a source that was just booted: for a QEMU that cannot load a saved state.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn booted(name: &str, machine: &Machine) -> anyhow::Result<Self> {
+        let folder = TestFolder::new(name)?;
+        let image = Image::ready(&Progress::silent())?;
+        let source = Guest::boot(Place::Here, &image, machine, &folder.path().join("source"))?;
+        source.wait_ready()?;
+        Self::around(source, image, machine, folder)
+    }
+
+    fn around(
+        source: Guest,
+        image: Image,
+        machine: &Machine,
+        folder: TestFolder,
+    ) -> anyhow::Result<Self> {
+        let (files, network) = ((&image).into(), Network::Nothing);
         let place = folder.path().join("target-1");
         let target = Guest::incoming(Place::Here, &files, machine, &network, &place)?;
         let program = product::program()?;

@@ -21,7 +21,7 @@ use crate::wan::LinkJson;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Arms; the scenario's own when empty.
-    pub arms: Vec<Arm>,
+    pub arms: Vec<String>,
     /// Runs of each arm.
     pub repeat: u32,
     /// Leave each lab's files behind.
@@ -41,17 +41,13 @@ pub fn migration(
     options: &Options,
     progress: &Progress,
 ) -> anyhow::Result<(Document<MigrationRun>, PathBuf)> {
+    let arms = asked_arms(scenario, options)?;
     let folder = match &options.resume {
         Some(path) => Folder::open(path)?,
         None => Folder::new(&scenario.name)?,
     };
     let image = Image::ready(progress)?;
     let state = State::ready(&image, &scenario.machine, progress)?;
-    let arms = if options.arms.is_empty() {
-        &scenario.arms
-    } else {
-        &options.arms
-    };
     let mut document = Document {
         schema: 1,
         kind: "migration".to_owned(),
@@ -61,7 +57,7 @@ pub fn migration(
         runs: Vec::new(),
     };
     for repeat in 1..=options.repeat {
-        for arm in arms {
+        for arm in &arms {
             let name = arm.to_string();
             if let Some(run) = folder.kept::<MigrationRun>(&name, repeat) {
                 progress.note(&format!("{name} {repeat}: taken over"));
@@ -91,6 +87,13 @@ pub fn migration(
         return Ok((document, copy.clone()));
     }
     Ok((document, path))
+}
+
+fn asked_arms(scenario: &Scenario, options: &Options) -> anyhow::Result<Vec<Arm>> {
+    if options.arms.is_empty() {
+        return Ok(scenario.arms.clone());
+    }
+    options.arms.iter().map(|name| name.parse()).collect()
 }
 
 /// Whether every run ended with the guest at the target and nothing wrong in it.
