@@ -7,6 +7,60 @@
 //!
 //! A **lane** is one of [`LANES`] ordered bulk streams with the 2 MiB ranges that it carries: one
 //! owner per address range on both sides, so a page's versions never overtake one another (S6).
+//!
+//! One page from source to target:
+//!
+//! ```
+//! use std::{io, sync::Arc};
+//! use transport::block::*;
+//! use transport::wire::{LaneFramer, LaneItem};
+//!
+//! struct Guest([u8; PAGE_SIZE]);
+//! impl Contents for Guest {
+//!     fn read(&self, _: PageAddress, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+//!         Ok(into.copy_from_slice(&self.0))
+//!     }
+//! }
+//! impl Sink for Guest {
+//!     fn zero(&mut self, _: PageAddress, _: u32) -> io::Result<()> {
+//!         Ok(self.0.fill(0))
+//!     }
+//!     fn page(&mut self, _: PageAddress, content: &[u8; PAGE_SIZE]) -> io::Result<()> {
+//!         Ok(self.0.copy_from_slice(content))
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (key, incarnation, lane) = ([7; 32], 1, 0);
+//! let layout = Arc::new(Layout::new(vec![BlockSpec { name: "ram".into(), pages: 1 }])?);
+//! let part = || Ledger::split(&layout, &key)[lane].clone();
+//! let (source, mut target) = (Guest([3; PAGE_SIZE]), Guest([0; PAGE_SIZE]));
+//!
+//! let dirty = DirtySet::new(Arc::clone(&layout));
+//! dirty.mark_data(PageAddress { block: BlockId(0), page: 0 });
+//! let mut encoder = LaneEncoder::new(part(), &key, 1, Disable::default())?;
+//! let mut stream = bytes::BytesMut::new();
+//! encoder.header(incarnation).put(&mut stream);
+//! let taken = dirty.take(&mut LaneCursor::new(lane), 64);
+//! encoder.encode(&taken, &source, &mut stream)?;
+//!
+//! let mut decoder = LaneDecoder::new(part(), &key, incarnation)?;
+//! let mut framer = LaneFramer::new();
+//! framer.push(&stream);
+//! while let Some(item) = framer.next_item()? {
+//!     match item {
+//!         LaneItem::Header(header) => decoder.open(&header)?,
+//!         LaneItem::Batch(body) => drop(decoder.apply(&body, &mut target)?),
+//!         LaneItem::Mark { .. } => {}
+//!     }
+//! }
+//! assert_eq!(source.0, target.0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Reading order: layout, dirty, encode with its stages (zero, same, raw, literal), batch, decode,
+//! ledger.
 
 mod batch;
 mod decode;
