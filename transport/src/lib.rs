@@ -8,4 +8,6 @@ pub mod block;
 #[cfg(feature = "quic")]
 pub mod quic;
 pub mod session;
+#[cfg(feature = "quic")]
+pub mod store;
 pub mod wire;

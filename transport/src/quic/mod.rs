@@ -11,6 +11,7 @@
 
 pub mod congestion;
 mod connection;
+pub mod driver;
 mod endpoint;
 mod error;
 mod fingerprint;

@@ -21,10 +21,6 @@ pub struct Agreed {
 /// Text for the operator on both sides that tells what to change; goes out as an `Incompatible`
 /// abort before closing.
 pub fn greet(mine: &Hello, theirs: &Hello) -> Result<Agreed, String> {
-    let refuse = |detail: String| Frame::Abort {
-        code: AbortCode::Incompatible,
-        detail,
-    };
     if theirs.version != PROTOCOL_VERSION {
         return Err(format!(
             "peer speaks protocol version {}, this side {PROTOCOL_VERSION}: install the same release on both hosts",

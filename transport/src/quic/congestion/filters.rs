@@ -77,6 +77,29 @@ impl TimeMin {
     }
 }
 
+/// Median of the last [`MEDIAN_OF`] values.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Median {
+    entries: VecDeque<Duration>,
+}
+
+const MEDIAN_OF: usize = 15;
+
+impl Median {
+    pub(super) fn update(&mut self, value: Duration) {
+        if self.entries.len() == MEDIAN_OF {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(value);
+    }
+
+    pub(super) fn get(&self) -> Option<Duration> {
+        let mut sorted: Vec<Duration> = self.entries.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied()
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "an Instant to count from")]
 mod tests {

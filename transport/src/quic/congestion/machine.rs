@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::filters::{RoundMax, TimeMin};
+use super::filters::{Median, RoundMax, TimeMin};
 use super::flight::{Flight, RateSample};
 use super::phase::{
     CROWDED_FOR, CROWDED_GAINS, CROWDED_TRIM, CRUISE_GAINS, CRUISE_LOSS, DRAIN_GAIN, DRAIN_ROUNDS,
-    HOLD_GAIN, PROBE_BOOST, PROBE_END, PROBE_GROWTH, Phase, STARTUP_GAIN_MAX, STARTUP_GROWTH,
+    HOLD_GAIN, PROBE_BOOST, PROBE_END, PROBE_GROWTH, Phase, SLOWER, STARTUP_GAIN_MAX, STARTUP_GROWTH,
     STARTUP_LOSS, STARTUP_SAMPLES, STARTUP_STALLED_ROUNDS, STEP_BACK_GAIN, STEP_BACK_ROUNDS,
     TRIM_MIN,
 };
@@ -19,7 +19,11 @@ const RTT_FLOOR: Duration = Duration::from_millis(2);
 /// How long a least round trip time is believed; longer while others hold the queue.
 const RTT_WINDOW: Duration = Duration::from_secs(10);
 const RTT_WINDOW_CROWDED: Duration = Duration::from_secs(30);
+/// Without an acknowledgement for this long, and four round trips, the path was silent.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
 const INITIAL_WINDOW_PACKETS: u64 = 10;
+/// Quinn's batch: packets that are sent at one instant.
+const BATCH_PACKETS: u64 = 10;
 const WINDOW_MIN_PACKETS: u64 = 4;
 /// On top of every Cruise window: acknowledgements cover two packets, batches ten.
 const CRUISE_EXTRA_PACKETS: u64 = 4;
@@ -38,11 +42,16 @@ pub struct Machine {
     rtt: TimeMin,
     /// Least mean round trip time of rounds.
     base: TimeMin,
+    spread: Median,
     flight: Flight,
     round: Round,
     /// Rounds in which the application used the window.
     full_rounds: u64,
     queue: Option<Duration>,
+    last_ack: Option<Instant>,
+    /// Packets sent up to here were under way during a silence: their round trip time is its
+    /// length.
+    silent_until: Option<Instant>,
 }
 
 impl Machine {
@@ -57,10 +66,13 @@ impl Machine {
             rate: RoundMax::default(),
             rtt: TimeMin::default(),
             base: TimeMin::default(),
+            spread: Median::default(),
             flight: Flight::default(),
             round: Round::default(),
             full_rounds: 0,
             queue: None,
+            last_ack: None,
+            silent_until: None,
         }
     }
 
@@ -97,10 +109,13 @@ impl Machine {
 
     /// A packet that was sent at `sent` is acknowledged.
     pub fn on_acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
-        let rtt = now.saturating_duration_since(sent);
-        self.rtt.update(now, self.rtt_window(), rtt);
+        self.notice_silence(now);
         self.flight.acked(now, sent, bytes);
-        self.round.acked(bytes, rtt);
+        if self.silent_until.is_none_or(|silent| sent > silent) {
+            let rtt = now.saturating_duration_since(sent);
+            self.rtt.update(now, self.rtt_window(), rtt);
+            self.round.acked(bytes, rtt);
+        }
         if let (Phase::Startup { .. }, false) = (self.phase, app_limited) {
             self.window += bytes;
         }
@@ -146,6 +161,25 @@ impl Machine {
         }
     }
 
+    /// After a cut, or a pause of the application, the current round means nothing.
+    fn notice_silence(&mut self, now: Instant) {
+        let silence = self
+            .last_ack
+            .map(|last| now.saturating_duration_since(last));
+        let usual = self
+            .rtt
+            .get()
+            .map_or(SILENCE_MIN, |rtt| (rtt * 4).max(SILENCE_MIN));
+        if silence.is_some_and(|silence| silence > usual) {
+            self.silent_until = self.last_ack;
+            self.round = Round::begin(self.flight.delivered());
+            if let Phase::Cruise { calm_at, .. } = &mut self.phase {
+                *calm_at = now;
+            }
+        }
+        self.last_ack = Some(now);
+    }
+
     fn take_rate(&mut self, sample: RateSample, app_limited: bool) {
         // Acknowledgements come in bunches: a sample of less than a round trip may be one.
         if self
@@ -155,6 +189,7 @@ impl Machine {
         {
             return;
         }
+        self.round.rate_max = self.round.rate_max.max(sample.bytes_per_s);
         let known = self.rate.get().unwrap_or(0);
         if !app_limited || sample.bytes_per_s > known {
             self.rate.update(self.full_rounds, sample.bytes_per_s);
@@ -171,12 +206,15 @@ impl Machine {
     }
 
     fn end_round(&mut self, now: Instant, round: &Round) {
-        if !round.app_limited {
+        if !round.app_limited && !self.holds_back(round) {
             self.full_rounds += 1;
         }
         let Some(mean) = round.rtt_mean() else { return };
         self.base.update(now, self.rtt_window(), mean);
-        let base = self.base.get().unwrap_or(mean);
+        if let Some(least) = round.rtt_min_of(1) {
+            self.spread.update(mean - least);
+        }
+        let base = self.base_rtt().unwrap_or(mean);
         let queue = mean.saturating_sub(base);
         self.queue = Some(queue);
         let calm = queue <= self.target();
@@ -202,6 +240,21 @@ impl Machine {
             Phase::StepBack { rounds } if rounds + 1 >= STEP_BACK_ROUNDS => self.enter_crowded(now),
             Phase::StepBack { rounds } => Phase::StepBack { rounds: rounds + 1 },
         };
+    }
+
+    /// Is the window, not the link, what limits the rate? Then the round says nothing of the link,
+    /// and an older and greater rate stays true: or else a wrong trim would feed on itself.
+    fn holds_back(&self, round: &Round) -> bool {
+        let allowed = match self.phase {
+            Phase::Cruise { position, .. } => CRUISE_GAINS[position] * self.trim,
+            Phase::Startup { .. }
+            | Phase::Hold { .. }
+            | Phase::Drain { .. }
+            | Phase::Crowded { .. }
+            | Phase::StepBack { .. } => return false,
+        };
+        let rate = self.rate.get().unwrap_or(0);
+        allowed < 1.0 && round.rate_max > scaled(rate, allowed * 0.8)
     }
 
     fn end_startup_round(&self, round: &Round, full_rate: u64, stalled: u32) -> Phase {
@@ -255,6 +308,12 @@ impl Machine {
         };
         let target = self.target();
         let calm = queue <= target;
+        if queue > base / 2 && round.rate_max < scaled(self.rate.get().unwrap_or(0), SLOWER) {
+            // The link became slower. The filter would believe in the old rate for ten rounds,
+            // each as long as the queue that the old rate builds.
+            self.rate.restart(self.full_rounds, round.rate_max);
+            return Phase::Drain { rounds: 0 };
+        }
         if !calm {
             let over = (queue - target).as_secs_f64() / (base + queue).as_secs_f64();
             self.trim = (self.trim * (1.0 - 0.7 * over)).max(TRIM_MIN);
@@ -330,16 +389,33 @@ impl Machine {
         let rtt = match self.phase {
             Phase::Startup { .. } | Phase::Hold { .. } | Phase::Drain { .. } => self.rtt.get()?,
             Phase::Cruise { .. } | Phase::Crowded { .. } | Phase::StepBack { .. } => {
-                self.base.get()?
+                self.base_rtt()?
             }
         };
         Some(scaled(self.rate.get()?, rtt.max(RTT_FLOOR).as_secs_f64()))
     }
 
+    /// Round trip time without a queue, jitter included.
+    fn base_rtt(&self) -> Option<Duration> {
+        let jittered = self.rtt.get()? + self.jitter();
+        Some(self.base.get()?.max(jittered))
+    }
+
+    /// How far a round's packets lie above the quickest of them, on most rounds, when the batches
+    /// that we send are not the reason.
+    fn jitter(&self) -> Duration {
+        let batch = self.rate.get().map_or(0.0, |rate| {
+            (BATCH_PACKETS * self.mtu) as f64 / rate.max(1) as f64
+        });
+        let spread = self.spread.get().unwrap_or_default();
+        spread.saturating_sub(Duration::from_secs_f64(batch))
+    }
+
     /// The queue that is allowed.
     fn target(&self) -> Duration {
         let rtt = self.rtt.get().unwrap_or_default();
-        (rtt / 10).clamp(Duration::from_millis(3), Duration::from_millis(15))
+        let quiet = (rtt / 10).clamp(Duration::from_millis(3), Duration::from_millis(15));
+        quiet + self.jitter()
     }
 
     fn rtt_window(&self) -> Duration {

@@ -10,6 +10,8 @@ pub(super) const PROBE_END: usize = 1;
 pub(super) const PROBE_BOOST: (f64, f64) = (0.2, 0.8);
 /// Rate growth that a probe must find to be repeated.
 pub(super) const PROBE_GROWTH: f64 = 1.04;
+/// Share of the known rate below which, with a long queue, the link is believed to be slower.
+pub(super) const SLOWER: f64 = 0.7;
 /// Window gains while others hold the queue.
 pub(super) const CROWDED_GAINS: [f64; 8] = [2.5, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];
 /// How long to compete before looking whether the others have left.

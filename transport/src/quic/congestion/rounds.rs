@@ -13,6 +13,8 @@ pub(super) struct Round {
     samples: u32,
     rtt_sum: Duration,
     rtt_min: Option<Duration>,
+    /// Greatest rate sample.
+    pub(super) rate_max: u64,
     /// A router marked packets instead of dropping them.
     pub(super) ecn: bool,
     /// The application left the window unused at some time.

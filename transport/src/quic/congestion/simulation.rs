@@ -120,6 +120,20 @@ impl Simulation {
         }
     }
 
+    /// Changes the data direction.
+    pub(super) fn set_link(&mut self, link: &LinkParams) {
+        self.forward
+            .set_params(self.now, *link)
+            .expect("sound parameters");
+    }
+
+    /// Cuts both directions, or mends them.
+    pub(super) fn set_cut(&mut self, cut: bool) {
+        for link in [&mut self.forward, &mut self.backward] {
+            if cut { link.cut(self.now) } else { link.mend() }
+        }
+    }
+
     /// What our controller knows.
     pub(super) fn estimate(&self) -> Estimate {
         let (_, connection) = self.source.connection.as_ref().expect("it dialled");

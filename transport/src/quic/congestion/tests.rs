@@ -77,6 +77,19 @@ fn lossy_links_are_filled_too() {
     );
 }
 
+/// Jitter looks like a queue, and the least round trip time of single packets would spiral down.
+#[test]
+fn jitter_does_not_starve_the_flow() {
+    check(
+        "jitter-40m",
+        Expected {
+            share: 0.90,
+            p50_ms: 80.0,
+            p95_ms: 120.0,
+        },
+    );
+}
+
 /// Cubic keeps a clean link as full, with ten times the queue, and all but stops when 1 % is lost.
 #[test]
 fn cubic_is_why() {
@@ -102,6 +115,64 @@ fn startup_is_quick_and_does_not_flood() {
     println!("first second: {first:?}");
     assert!(first.queue_drops < 500, "{first:?}");
     assert!(share > 0.9, "{share}");
+}
+
+/// The link falls to a fifth and recovers: the queue drains, and the rate is found again.
+#[test]
+fn a_link_that_changes_its_rate_is_followed() {
+    let fast = named("wan-100m").expect("a known name");
+    let slow = LinkParams {
+        rate_bps: 20_000_000,
+        ..fast
+    };
+    let mut simulation = Simulation::new(&fast, Controller::Scaleaway, 3);
+    simulation.run(Duration::from_secs(5));
+    simulation.set_link(&slow);
+    for second in 0..5 {
+        let o = simulation.run(Duration::from_secs(1));
+        println!(
+            "slow {second}: {:.1} % p50 {:.1} p95 {:.1} drops {} {:?}",
+            share_of_ceiling(&o, &slow) * 100.0,
+            o.queue_ms_at(0.5),
+            o.queue_ms_at(0.95),
+            o.queue_drops,
+            simulation.estimate()
+        );
+    }
+    simulation.set_link(&fast);
+    for second in 0..5 {
+        let o = simulation.run(Duration::from_secs(1));
+        println!(
+            "fast {second}: {:.1} % p50 {:.1} p95 {:.1} drops {} {:?}",
+            share_of_ceiling(&o, &fast) * 100.0,
+            o.queue_ms_at(0.5),
+            o.queue_ms_at(0.95),
+            o.queue_drops,
+            simulation.estimate()
+        );
+    }
+}
+
+/// After a cut the flow comes back at about its old rate.
+#[test]
+fn a_cut_is_survived() {
+    let link = named("wan-100m").expect("a known name");
+    let mut simulation = Simulation::new(&link, Controller::Scaleaway, 4);
+    simulation.run(Duration::from_secs(3));
+    simulation.set_cut(true);
+    simulation.run(Duration::from_secs(5));
+    simulation.set_cut(false);
+    for second in 0..5 {
+        let o = simulation.run(Duration::from_secs(1));
+        println!(
+            "after {second}: {:.1} % p50 {:.1} p95 {:.1} drops {} {:?}",
+            share_of_ceiling(&o, &link) * 100.0,
+            o.queue_ms_at(0.5),
+            o.queue_ms_at(0.95),
+            o.queue_drops,
+            simulation.estimate()
+        );
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -14,8 +14,8 @@ use crate::block::{
     PageHash, Root, Taken,
 };
 use crate::quic::LaneSender;
-use crate::wire::lane;
 use crate::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
+use crate::wire::put_mark;
 
 /// What a lane will roughly add to the flight while it is being encoded.
 const RESERVE_BYTES: u64 = 64 * 1024;
@@ -137,14 +137,24 @@ impl SourceLanes {
             };
             tasks.spawn(lane.run(settings.incarnation));
         }
-        Ok((SourceLanes { shared, _tasks: tasks }, receiver))
+        Ok((
+            SourceLanes {
+                shared,
+                _tasks: tasks,
+            },
+            receiver,
+        ))
     }
 
     /// The target's running totals of applied bytes; returns their sum. Never runs backwards.
     pub fn applied(&self, bytes: [u64; LANES]) -> u64 {
-        let total = bytes.iter().fold(0_u64, |sum, lane| sum.saturating_add(*lane));
+        let total = bytes
+            .iter()
+            .fold(0_u64, |sum, lane| sum.saturating_add(*lane));
         let total = total.min(self.shared.sent_bytes.load(Ordering::Relaxed));
-        self.shared.applied_bytes.fetch_max(total, Ordering::Relaxed);
+        self.shared
+            .applied_bytes
+            .fetch_max(total, Ordering::Relaxed);
         self.shared.room.notify_waiters();
         total
     }
@@ -157,7 +167,9 @@ impl SourceLanes {
 
     /// Caps what all lanes together hand to QUIC, in bytes per second.
     pub fn set_rate_max(&self, bytes_per_s: Option<u64>) {
-        self.shared.rate_max.store(bytes_per_s.unwrap_or(0), Ordering::Relaxed);
+        self.shared
+            .rate_max
+            .store(bytes_per_s.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Makes every lane send what is dirty, then the barrier's mark.
@@ -208,7 +220,9 @@ impl Lane {
 
     async fn send_all(&mut self, incarnation: u64) -> Result<(), String> {
         let mut header = BytesMut::new();
-        lock(&self.shared.encoders[self.index]).header(incarnation).put(&mut header);
+        lock(&self.shared.encoders[self.index])
+            .header(incarnation)
+            .put(&mut header);
         self.send(header).await?;
         loop {
             let shared = self.shared.clone();
@@ -239,12 +253,16 @@ impl Lane {
             (cursor, out, encoded)
         };
         let result = self.shared.workers.run(lane, work).await;
-        self.shared.reserved_bytes.fetch_sub(RESERVE_BYTES, Ordering::Relaxed);
+        self.shared
+            .reserved_bytes
+            .fetch_sub(RESERVE_BYTES, Ordering::Relaxed);
         let (cursor, out, encoded) = result.ok_or("a worker thread is gone")?;
         self.cursor = Some(cursor);
         let stats = encoded.map_err(|error| format!("a page could not be encoded: {error}"))?;
         *lock(&self.shared.stats) += stats;
-        self.shared.sent_bytes.fetch_add(out.len() as u64, Ordering::Relaxed);
+        self.shared
+            .sent_bytes
+            .fetch_add(out.len() as u64, Ordering::Relaxed);
         if out.is_empty() {
             return Ok(());
         }
@@ -278,7 +296,9 @@ impl Lane {
             let flight = sent.saturating_sub(shared.applied_bytes.load(Ordering::Relaxed))
                 + shared.reserved_bytes.load(Ordering::Relaxed);
             if flight < shared.budget_bytes.load(Ordering::Relaxed) {
-                shared.reserved_bytes.fetch_add(RESERVE_BYTES, Ordering::Relaxed);
+                shared
+                    .reserved_bytes
+                    .fetch_add(RESERVE_BYTES, Ordering::Relaxed);
                 return;
             }
             room.await;
@@ -287,21 +307,30 @@ impl Lane {
 
     async fn mark(&mut self, barrier: u32) -> Result<(), String> {
         let mut out = BytesMut::new();
-        lane::put_mark(&mut out, barrier);
+        put_mark(&mut out, barrier);
         self.send(out).await?;
         self.marked = barrier;
-        lock(&self.shared.encoders[self.index]).ledger_mut().refresh();
+        lock(&self.shared.encoders[self.index])
+            .ledger_mut()
+            .refresh();
         let all = u32::try_from(LANES).expect("LANES is small");
         if self.shared.marks.fetch_add(1, Ordering::AcqRel) + 1 == all {
             let root = self.shared.root();
             let event = LaneEvent::Marked { barrier, root };
-            self.shared.events.send(event).await.map_err(|_| "the session has ended")?;
+            self.shared
+                .events
+                .send(event)
+                .await
+                .map_err(|_| "the session has ended")?;
         }
         Ok(())
     }
 
     async fn send(&mut self, bytes: BytesMut) -> Result<(), String> {
-        self.sender.send(bytes.freeze()).await.map_err(|error| error.to_string())
+        self.sender
+            .send(bytes.freeze())
+            .await
+            .map_err(|error| error.to_string())
     }
 }
 

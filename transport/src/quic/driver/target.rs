@@ -6,11 +6,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Workers;
-use crate::block::{
-    LANES, LaneDecoder, Layout, Ledger, PageAddress, PageHash, Root, Sink,
-};
-use crate::quic::LaneReceiver;
-use crate::wire::lane::{LaneFramer, LaneItem};
+use crate::block::{LANES, LaneDecoder, Layout, Ledger, PageAddress, PageHash, Root, Sink};
+use crate::quic::{Connection, LaneReceiver};
+use crate::wire::{LaneFramer, LaneItem};
 
 /// Where one lane's pages go. Calls may block: that is the back pressure to the source.
 pub trait LaneSink: Sink + Send + 'static {
@@ -41,17 +39,18 @@ struct Shared {
 }
 
 impl TargetLanes {
-    /// Starts the lanes; one sink each. A lane that fails says why.
+    /// Waits for the source's lanes beside the caller and starts them, one sink each. A lane that
+    /// fails says why.
     ///
     /// # Errors
     /// When zstd has no memory.
     pub fn start<S: LaneSink>(
-        receivers: Vec<LaneReceiver>,
+        connection: Connection,
         layout: &Arc<Layout>,
         key: &[u8; 32],
         source_incarnation: u64,
         workers: &Workers,
-        sink: impl Fn(usize) -> S,
+        sinks: Vec<S>,
     ) -> std::io::Result<(TargetLanes, mpsc::Receiver<String>)> {
         let (failures, failed) = mpsc::channel(LANES);
         let mut decoders = Vec::with_capacity(LANES);
@@ -63,24 +62,21 @@ impl TargetLanes {
             key: *key,
             decoders: decoders.try_into().expect("one decoder per lane was made"),
         });
+        let work = run_lanes(connection, shared.clone(), workers.clone(), sinks);
         let mut tasks = JoinSet::new();
-        for receiver in receivers {
-            let lane = Lane {
-                index: receiver.index(),
-                sink: Some(sink(receiver.index())),
-                receiver,
-                shared: shared.clone(),
-                workers: workers.clone(),
-            };
-            let failures = failures.clone();
-            tasks.spawn(async move {
-                if let Err(detail) = lane.run().await {
-                    let told = failures.send(detail).await;
-                    tracing::debug!(session = told.is_ok(), "lane ended");
-                }
-            });
-        }
-        Ok((TargetLanes { shared, _tasks: tasks }, failed))
+        tasks.spawn(async move {
+            if let Err(detail) = work.await {
+                let told = failures.send(detail).await;
+                tracing::debug!(session = told.is_ok(), "lanes ended");
+            }
+        });
+        Ok((
+            TargetLanes {
+                shared,
+                _tasks: tasks,
+            },
+            failed,
+        ))
     }
 
     /// Root over the ledger as applied: for when all lanes have reached a barrier.
@@ -105,6 +101,35 @@ impl TargetLanes {
     }
 }
 
+/// Runs all lanes until the first one fails; the others end with it.
+async fn run_lanes<S: LaneSink>(
+    connection: Connection,
+    shared: Arc<Shared>,
+    workers: Workers,
+    sinks: Vec<S>,
+) -> Result<(), String> {
+    let receivers = connection
+        .accept_lanes()
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut lanes = JoinSet::new();
+    for (receiver, sink) in receivers.into_iter().zip(sinks) {
+        let lane = Lane {
+            index: receiver.index(),
+            sink: Some(sink),
+            receiver,
+            shared: shared.clone(),
+            workers: workers.clone(),
+        };
+        lanes.spawn(lane.run());
+    }
+    match lanes.join_next().await {
+        Some(Ok(ended)) => ended,
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("the source opened no lanes".into()),
+    }
+}
+
 struct Lane<S> {
     index: usize,
     receiver: LaneReceiver,
@@ -117,7 +142,11 @@ impl<S: LaneSink> Lane<S> {
     async fn run(mut self) -> Result<(), String> {
         let mut framer = LaneFramer::new();
         loop {
-            let bytes = self.receiver.recv().await.map_err(|error| error.to_string())?;
+            let bytes = self
+                .receiver
+                .recv()
+                .await
+                .map_err(|error| error.to_string())?;
             let Some(bytes) = bytes else {
                 return Err("the source ended a lane".into());
             };
@@ -153,8 +182,11 @@ fn apply<S: LaneSink>(
     match item {
         LaneItem::Header(header) => decoder.open(&header).map_err(|error| error.to_string()),
         LaneItem::Batch(body) => {
-            decoder.apply(&body, sink).map_err(|error| error.to_string())?;
-            sink.batch_end(wire_bytes).map_err(|error| error.to_string())
+            decoder
+                .apply(&body, sink)
+                .map_err(|error| error.to_string())?;
+            sink.batch_end(wire_bytes)
+                .map_err(|error| error.to_string())
         }
         LaneItem::Mark { barrier } => {
             decoder.ledger_mut().refresh();

@@ -25,14 +25,18 @@ impl Workers {
         for number in 0..count.clamp(1, LANES) {
             // Each lane has at most one job under way, so a queue of LANES is never full.
             let (queue, jobs) = sync_channel::<Job>(LANES);
-            std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                while let Ok(job) = jobs.recv() {
-                    job();
-                }
-            })?;
+            std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || {
+                    while let Ok(job) = jobs.recv() {
+                        job();
+                    }
+                })?;
             queues.push(queue);
         }
-        Ok(Workers { queues: queues.into() })
+        Ok(Workers {
+            queues: queues.into(),
+        })
     }
 
     /// Runs a lane's job and returns what it returns; `None` when the thread is gone.

@@ -93,6 +93,8 @@ pub struct Sample {
     pub sent_bytes: u64,
     /// Least RTT.
     pub rtt: Duration,
+    /// The congestion controller's estimate of the link, 0 before its first.
+    pub link_bytes_per_s: u64,
 }
 
 /// What the driver does.

@@ -101,7 +101,7 @@ impl Rounds {
             backlog_pages: self.sample.backlog_pages,
             in_flight_bytes: self.sample.sent_bytes.saturating_sub(self.applied_bytes),
             page_cost_bytes: self.page_cost_bytes,
-            rate_bytes_per_s: self.rate.bytes_per_s(),
+            rate_bytes_per_s: self.rate_bytes_per_s(),
             rtt: self.sample.rtt,
             since_sync: self
                 .sync_at
@@ -145,7 +145,7 @@ impl Rounds {
         {
             return None;
         }
-        let pages_per_s = self.rate.bytes_per_s() / self.page_cost_bytes.max(1.0);
+        let pages_per_s = self.rate_bytes_per_s() / self.page_cost_bytes.max(1.0);
         if pages_per_s < 1.0 {
             return None;
         }
@@ -163,8 +163,15 @@ impl Rounds {
         self.applied_bytes
     }
 
+    /// Applied bytes per second while the link was busy. A link that took everything before that
+    /// could be measured has the congestion controller's estimate.
     pub(super) fn rate_bytes_per_s(&self) -> f64 {
-        self.rate.bytes_per_s()
+        let measured = self.rate.bytes_per_s();
+        if measured > 0.0 {
+            measured
+        } else {
+            as_f64(self.sample.link_bytes_per_s)
+        }
     }
 
     pub(super) fn page_cost_bytes(&self) -> f64 {

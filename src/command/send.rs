@@ -1,0 +1,93 @@
+//! `scaleaway send`: moves the guest of a QEMU to the peer's waiting one.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use transport::block::Disable;
+use transport::session::Outcome;
+
+use crate::cli::{SessionArgs, listen_address, rate};
+use crate::peer::Way;
+use crate::source::{self, Options};
+use crate::state_dir::StateDir;
+
+/// Move the running guest of this QEMU to a peer that waits with `scaleaway receive`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SendArgs {
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Dial the peer.
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        required_unless_present = "listen",
+        conflicts_with = "listen"
+    )]
+    to: Option<String>,
+    /// Wait for the peer to dial.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = listen_address)]
+    listen: Option<SocketAddr>,
+    /// Longest stop of the guest that is asked for, in ms.
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    downtime: u64,
+    /// Cap of the transfer's rate in bit/s (k, M, G).
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    max_bandwidth: Option<u64>,
+    /// Switch an encoding stage off (same, zero, literal); may be repeated.
+    #[arg(long, value_name = "STAGE")]
+    disable: Vec<String>,
+    /// Leave source QEMU in `postmigrate` after success.
+    #[arg(long)]
+    keep_source: bool,
+    /// zstd level of literals.
+    #[arg(long, value_name = "LEVEL", default_value_t = 3, allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
+    level: i32,
+}
+
+/// Exit code: 0 the guest runs at the target, 1 it runs here, 3 in doubt.
+pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
+    let mut disable = Disable::default();
+    for stage in &args.disable {
+        disable.add(stage)?;
+    }
+    let way = match (args.to, args.listen) {
+        (Some(host), _) => Way::Dial(host),
+        (None, Some(address)) => Way::Listen(address),
+        (None, None) => anyhow::bail!("give --to HOST:PORT or --listen ADDR:PORT"),
+    };
+    let session = args.session;
+    let outcome = source::run(Options {
+        state: StateDir::open(&session.state)?,
+        qmp: session.qmp,
+        way,
+        peer: session.peer,
+        vm: session.vm,
+        downtime: Duration::from_millis(args.downtime),
+        max_bytes_per_s: args.max_bandwidth.map(|bps| bps / 8),
+        disable,
+        level: args.level,
+        keep_source: args.keep_source,
+        report: session.report,
+        json: session.json,
+        hook: session.hook,
+        hook_limit: Duration::from_secs(session.hook_timeout),
+    })
+    .await?;
+    Ok(match outcome {
+        Outcome::Arrived => {
+            tracing::info!("the guest runs at the target");
+            ExitCode::SUCCESS
+        }
+        Outcome::Stayed { detail, .. } => {
+            tracing::error!("the guest stays here: {detail}");
+            ExitCode::from(1)
+        }
+        Outcome::Doubt { detail } => {
+            tracing::error!(
+                "in doubt: {detail}; the guest is paused here. Run `scaleaway status`, then `scaleaway resolve VM` on both hosts"
+            );
+            ExitCode::from(3)
+        }
+    })
+}

@@ -1,0 +1,117 @@
+//! The control socket of a running `send` or `receive`: `STATE_DIR/run/VM.sock`, mode 0600, one
+//! JSON object a line each way.
+//!
+//! ```text
+//! {"command":"status"}                    -> the latest progress object
+//! {"command":"set","downtime_ms":500}     -> {"ok":true}
+//! {"command":"set","max_bandwidth_bps":0} -> {"ok":true}     0 = no cap
+//! {"command":"abort"}                     -> {"ok":true} or {"ok":false,"error":"..."}
+//! ```
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::journal::safe_name;
+use crate::state_dir::StateDir;
+
+/// Longest request line.
+const LINE_MAX_BYTES: u64 = 4096;
+/// Requests that may wait.
+const WAITING_MAX: usize = 16;
+
+/// What an operator asks.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "command", deny_unknown_fields)]
+pub(crate) enum Command {
+    Status,
+    Set {
+        downtime_ms: Option<u64>,
+        max_bandwidth_bps: Option<u64>,
+    },
+    Abort,
+}
+
+/// A request and where its answer goes.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) command: Command,
+    pub(crate) answer: oneshot::Sender<serde_json::Value>,
+}
+
+/// The listening socket; its file goes with it.
+#[derive(Debug)]
+pub(crate) struct ControlSocket {
+    path: PathBuf,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl ControlSocket {
+    /// Binds it. The caller holds the VM's journal lock, so a file that is there is stale.
+    pub(crate) fn bind(
+        state: &StateDir,
+        vm: &str,
+    ) -> anyhow::Result<(ControlSocket, mpsc::Receiver<Request>)> {
+        let path = state.folder("run")?.join(format!("{}.sock", safe_name(vm)));
+        if path.exists() {
+            std::fs::remove_file(&path)?;
+        }
+        let listener = UnixListener::bind(&path)
+            .with_context(|| format!("cannot listen on the control socket {}", path.display()))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, sender.clone()));
+            }
+        });
+        Ok((ControlSocket { path, task }, receiver))
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        self.task.abort();
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, "control socket file was gone");
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>) {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    loop {
+        let mut line = String::new();
+        let mut bounded = (&mut reader).take(LINE_MAX_BYTES);
+        match bounded.read_line(&mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let answer = match serde_json::from_str::<Command>(&line) {
+            Ok(command) => ask(command, &requests).await,
+            Err(error) => serde_json::json!({"ok": false, "error": error.to_string()}),
+        };
+        if writer
+            .write_all(format!("{answer}\n").as_bytes())
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+async fn ask(command: Command, requests: &mpsc::Sender<Request>) -> serde_json::Value {
+    let (answer, reply) = oneshot::channel();
+    let gone = || serde_json::json!({"ok": false, "error": "the migration has ended"});
+    if requests.send(Request { command, answer }).await.is_err() {
+        return gone();
+    }
+    reply.await.unwrap_or_else(|_| gone())
+}

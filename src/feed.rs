@@ -1,0 +1,317 @@
+//! Gives target QEMU a stream: one thread writes what the lanes have decoded, another reads the
+//! return path.
+//!
+//! ```text
+//! lanes -Feed (bounded)-> writer -unix-> target QEMU -return path-> Fed to the session
+//! ```
+//!
+//! A page counts as applied when it is in QEMU's socket; a barrier when QEMU has consumed
+//! everything before it (it answers an in-stream PING).
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+use qemu_glue::stream::{Command, PAGE_SIZE, Phase, RamBlock, WriteError, Writer, return_path};
+use tokio::sync::mpsc;
+use transport::block::{BlockSpec, LANES, PageAddress, Sink};
+use transport::quic::driver::LaneSink;
+use transport::wire::tail;
+
+/// Decoded batches that wait for QEMU: each at most 256 KiB of pages, so at most 4 MiB.
+const WAITING_MAX: usize = 16;
+/// Number of our ram section: QEMU's own sections count from 0, so it meets none of them.
+const SECTION_ID: u32 = 0x7fff_0000;
+/// Events that may wait for the session.
+const EVENTS_MAX: usize = 64;
+
+/// What the session is told.
+#[derive(Debug)]
+pub(crate) enum Fed {
+    /// QEMU has consumed everything before this barrier.
+    Barrier(u32),
+    /// QEMU says that it has loaded everything.
+    Loaded,
+    /// QEMU closed, or said that it failed, or the stream could not be written.
+    Failed(String),
+}
+
+/// One thing to write.
+enum Feed {
+    Batch {
+        lane: usize,
+        batch: Batch,
+        wire_bytes: u64,
+    },
+    Mark {
+        barrier: u32,
+    },
+    Tail(Vec<(Bytes, u32)>),
+}
+
+/// Pages of one batch, decoded.
+#[derive(Debug, Default)]
+struct Batch {
+    zeros: Vec<(PageAddress, u32)>,
+    pages: Vec<PageAddress>,
+    contents: Vec<u8>,
+}
+
+/// The feeding threads' handle.
+#[derive(Debug)]
+pub(crate) struct Feeder {
+    socket: UnixStream,
+    queue: SyncSender<Feed>,
+    applied: Arc<[AtomicU64; LANES]>,
+}
+
+impl Feeder {
+    /// Writes head and block list into the connected socket and starts the threads.
+    pub(crate) fn start(
+        mut socket: UnixStream,
+        head: &[u8],
+        blocks: &[BlockSpec],
+    ) -> anyhow::Result<(Feeder, mpsc::Receiver<Fed>)> {
+        let blocks: Vec<RamBlock> = blocks
+            .iter()
+            .map(|block| RamBlock {
+                name: block.name.clone(),
+                pages: block.pages,
+            })
+            .collect();
+        let mut writer = Writer::new();
+        writer.head(head)?;
+        writer.command(Command::OpenReturnPath)?;
+        writer.ram_start(SECTION_ID, &blocks)?;
+        writer.ram_end()?;
+        socket.write_all(&writer.take())?;
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let (queue, waiting) = sync_channel(WAITING_MAX);
+        let applied: Arc<[AtomicU64; LANES]> = Arc::default();
+        let thread = FeedThread {
+            socket: socket.try_clone()?,
+            writer,
+            applied: applied.clone(),
+            marks: 0,
+        };
+        let failed = events.clone();
+        std::thread::Builder::new()
+            .name("feed".into())
+            .spawn(move || {
+                if let Err(error) = thread.run(&waiting) {
+                    let told = failed.blocking_send(Fed::Failed(error.to_string()));
+                    tracing::debug!(%error, session = told.is_ok(), "feeding ended");
+                }
+            })?;
+        let reader = socket.try_clone()?;
+        std::thread::Builder::new()
+            .name("return-path".into())
+            .spawn(move || read_return_path(reader, &events))?;
+        Ok((
+            Feeder {
+                socket,
+                queue,
+                applied,
+            },
+            receiver,
+        ))
+    }
+
+    /// Where a lane's decoded pages go.
+    pub(crate) fn sink(&self, lane: usize) -> FeedSink {
+        FeedSink {
+            lane,
+            queue: self.queue.clone(),
+            batch: Batch::default(),
+        }
+    }
+
+    /// Wire bytes applied so far, per lane.
+    pub(crate) fn applied_bytes(&self) -> [u64; LANES] {
+        std::array::from_fn(|lane| self.applied[lane].load(Ordering::Relaxed))
+    }
+
+    /// Ends RAM and gives the device state. Waits only while batches are before it.
+    pub(crate) fn tail(&self, pieces: Vec<(Bytes, u32)>) -> anyhow::Result<()> {
+        self.queue
+            .send(Feed::Tail(pieces))
+            .map_err(|_| anyhow::anyhow!("target QEMU's stream has ended"))
+    }
+
+    /// Closes the socket to QEMU.
+    pub(crate) fn close(&self) {
+        if let Err(error) = self.socket.shutdown(std::net::Shutdown::Both) {
+            tracing::debug!(%error, "feeding socket was closed already");
+        }
+    }
+}
+
+/// A lane's way to the feeding thread.
+#[derive(Debug)]
+pub(crate) struct FeedSink {
+    lane: usize,
+    queue: SyncSender<Feed>,
+    batch: Batch,
+}
+
+impl Sink for FeedSink {
+    fn zero(&mut self, first: PageAddress, count: u32) -> std::io::Result<()> {
+        self.batch.zeros.push((first, count));
+        Ok(())
+    }
+
+    fn page(&mut self, at: PageAddress, content: &[u8; PAGE_SIZE]) -> std::io::Result<()> {
+        self.batch.pages.push(at);
+        self.batch.contents.extend_from_slice(content);
+        Ok(())
+    }
+}
+
+impl LaneSink for FeedSink {
+    fn batch_end(&mut self, wire_bytes: u64) -> std::io::Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        self.send(Feed::Batch {
+            lane: self.lane,
+            batch,
+            wire_bytes,
+        })
+    }
+
+    fn mark(&mut self, barrier: u32) -> std::io::Result<()> {
+        self.send(Feed::Mark { barrier })
+    }
+}
+
+impl FeedSink {
+    fn send(&self, feed: Feed) -> std::io::Result<()> {
+        self.queue
+            .send(feed)
+            .map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Why feeding ends.
+#[derive(Debug, thiserror::Error)]
+enum FeedError {
+    #[error("target QEMU's stream: {0}")]
+    Write(#[from] WriteError),
+    #[error("target QEMU closed its stream: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+struct FeedThread {
+    socket: UnixStream,
+    writer: Writer,
+    applied: Arc<[AtomicU64; LANES]>,
+    /// Lanes that have reached the barrier that is under way.
+    marks: usize,
+}
+
+impl FeedThread {
+    fn run(mut self, waiting: &Receiver<Feed>) -> Result<(), FeedError> {
+        while let Ok(feed) = waiting.recv() {
+            match feed {
+                Feed::Batch {
+                    lane,
+                    batch,
+                    wire_bytes,
+                } => {
+                    self.batch(&batch)?;
+                    self.applied[lane].fetch_add(wire_bytes, Ordering::Relaxed);
+                }
+                Feed::Mark { barrier } => self.mark(barrier)?,
+                Feed::Tail(pieces) => self.tail(&pieces)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn batch(&mut self, batch: &Batch) -> Result<(), FeedError> {
+        self.writer.ram_begin(Phase::Iterate)?;
+        for (first, count) in &batch.zeros {
+            for page in first.page..first.page + count {
+                self.writer.zero(first.block.0, page)?;
+            }
+        }
+        for (at, content) in batch.pages.iter().zip(batch.contents.as_chunks().0) {
+            self.writer.page(at.block.0, at.page, content)?;
+        }
+        self.writer.ram_end()?;
+        self.write_out()
+    }
+
+    /// When the last lane reaches the barrier QEMU is asked to say so in its turn.
+    fn mark(&mut self, barrier: u32) -> Result<(), FeedError> {
+        self.marks += 1;
+        if self.marks < LANES {
+            return Ok(());
+        }
+        self.marks = 0;
+        self.writer.command(Command::Ping(barrier))?;
+        self.write_out()
+    }
+
+    fn tail(&mut self, pieces: &[(Bytes, u32)]) -> Result<(), FeedError> {
+        self.writer.ram_begin(Phase::Complete)?;
+        self.writer.ram_end()?;
+        for (data, raw_len) in pieces {
+            let raw = tail::unpack(data, *raw_len)
+                .map_err(|error| std::io::Error::other(error.to_string()))?;
+            self.writer.relayed(&raw)?;
+        }
+        self.write_out()
+    }
+
+    fn write_out(&mut self) -> Result<(), FeedError> {
+        self.socket.write_all(&self.writer.take())?;
+        Ok(())
+    }
+}
+
+fn read_return_path(mut socket: UnixStream, events: &mpsc::Sender<Fed>) {
+    let mut parser = return_path::Parser::new();
+    let mut buffer = [0; 4096];
+    let mut loaded = false;
+    loop {
+        let mut told = Vec::new();
+        let ended = match socket.read(&mut buffer) {
+            // QEMU closes its side when it has loaded.
+            Ok(0) if loaded => return,
+            Ok(0) => Some("target QEMU closed its stream".to_owned()),
+            Ok(count) => parser
+                .push(&buffer[..count], &mut |message| told.extend(fed(&message)))
+                .err()
+                .map(|error| error.to_string()),
+            Err(error) => Some(format!("target QEMU's return path: {error}")),
+        };
+        for event in told {
+            loaded |= matches!(event, Fed::Loaded);
+            if events.blocking_send(event).is_err() {
+                return;
+            }
+        }
+        if let Some(detail) = ended {
+            let told = events.blocking_send(Fed::Failed(detail));
+            tracing::trace!(session = told.is_ok(), "return path ended");
+            return;
+        }
+    }
+}
+
+/// S4: what target QEMU says stays here; the source's QEMU hears only what the session decides.
+fn fed(message: &return_path::Message) -> Option<Fed> {
+    match message {
+        return_path::Message::Pong(barrier) => Some(Fed::Barrier(*barrier)),
+        return_path::Message::Shut(0) => Some(Fed::Loaded),
+        return_path::Message::Shut(code) => Some(Fed::Failed(format!(
+            "target QEMU could not load the guest (SHUT {code})"
+        ))),
+        return_path::Message::SwitchoverAck => None,
+        return_path::Message::RequestPages { .. } => Some(Fed::Failed(
+            "target QEMU asks for pages outside of post-copy".into(),
+        )),
+    }
+}

@@ -1,0 +1,344 @@
+//! Settles an attempt from the journal, with the other host or alone. The table of who may do what
+//! is `transport::session::settle`; here it meets QEMU and the journal.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use qemu_glue::qmp::{Client, RunState};
+use transport::session::{Next, Side, settle};
+use transport::wire::{AttemptId, Frame, Purpose, Role as WireRole, Verdict};
+
+use crate::journal::{Entry, Journal, Role, Step};
+use crate::peer::{Door, Me, Peer, send_frame};
+
+/// Between two questions to a side that does not know yet.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// The other side closes its journal within this.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// The operator's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word {
+    Here,
+    There,
+}
+
+/// An attempt and its journal.
+#[derive(Debug)]
+pub(crate) struct Settling {
+    journal: Journal,
+    entry: Entry,
+}
+
+/// QEMU as the journal names it, if it still lives.
+struct Qemu {
+    qmp: Client,
+    state: RunState,
+}
+
+impl Settling {
+    pub(crate) fn new(journal: Journal, entry: Entry) -> Settling {
+        Settling { journal, entry }
+    }
+
+    /// Without contact: what the journal alone decides, or the operator's word. Returns where the
+    /// guest is, `None` when only the other host can say.
+    pub(crate) async fn alone(
+        &mut self,
+        word: Option<Word>,
+        other_is_dead: bool,
+    ) -> anyhow::Result<Option<&'static str>> {
+        let step = self.entry.step.clone();
+        let own = match (&step, self.entry.role) {
+            (Step::Started, Role::Source) | (Step::SettledHere { .. }, _) => Word::Here,
+            (Step::Committed { .. } | Step::Running, _) => Word::Here,
+            (Step::Started, Role::Target)
+            | (Step::Refused { .. } | Step::NeverRan { .. } | Step::SettledThere { .. }, _) => {
+                Word::There
+            }
+            (Step::Intent { .. }, _) => return self.in_doubt(word, other_is_dead).await,
+        };
+        if let Some(word) = word
+            && word != own
+        {
+            bail!(
+                "the journal proves that the guest is {} ({}): refused",
+                if own == Word::Here {
+                    "here"
+                } else {
+                    "at the peer"
+                },
+                step.name()
+            );
+        }
+        match own {
+            Word::Here => self.keep("settled by the journal").await.map(Some),
+            Word::There => self.give_up("settled by the journal").await.map(Some),
+        }
+    }
+
+    /// Intent is written: Commit may have been sent.
+    async fn in_doubt(
+        &mut self,
+        word: Option<Word>,
+        other_is_dead: bool,
+    ) -> anyhow::Result<Option<&'static str>> {
+        match word {
+            None => Ok(None),
+            Some(Word::There) => {
+                ensure!(
+                    other_is_dead,
+                    "the target has not said that the guest runs there: use --listen or --to, or add \
+                     --i-know-the-other-is-dead to give the copy here up"
+                );
+                self.give_up("the operator's word").await.map(Some)
+            }
+            Some(Word::Here) => {
+                ensure!(
+                    other_is_dead,
+                    "the target may run the guest: use --listen or --to, or add \
+                     --i-know-the-other-is-dead when its copy can never run again"
+                );
+                self.entry.epoch += 1;
+                self.keep("the operator's word").await.map(Some)
+            }
+        }
+    }
+
+    /// With the other host: the source asks, the target answers, both close their journals.
+    pub(crate) async fn with_peer(
+        &mut self,
+        door: &Door,
+        me: &Me,
+        purpose: Purpose,
+    ) -> anyhow::Result<Option<&'static str>> {
+        if self.entry.role == Role::Target {
+            self.make_durable().await?;
+        }
+        let mut peer = door.meet(me, purpose).await?;
+        let place = match self.entry.role {
+            Role::Source => self.ask(&mut peer, me.attempt).await?,
+            Role::Target => Some(self.answer(&mut peer, me.attempt).await?),
+        };
+        let left = tokio::time::timeout(ANSWER_MAX, peer.sender.finish()).await;
+        tracing::debug!(acknowledged = left.is_ok(), "dialogue ended");
+        Ok(place)
+    }
+
+    /// A target that died on the way decides durably before it answers: an attempt without Commit
+    /// is refused for good, an accepted one is run.
+    async fn make_durable(&mut self) -> anyhow::Result<()> {
+        match self.entry.step {
+            Step::Started => {
+                self.end_qemu().await?;
+                self.append(Step::Refused {
+                    reason: "its receive died before Commit".into(),
+                })
+            }
+            Step::Committed { .. } => {
+                if self.qemu().await?.is_some() {
+                    self.run_here().await?;
+                    self.append(Step::Running)?;
+                }
+                Ok(())
+            }
+            Step::Intent { .. }
+            | Step::Refused { .. }
+            | Step::NeverRan { .. }
+            | Step::Running
+            | Step::SettledHere { .. }
+            | Step::SettledThere { .. } => Ok(()),
+        }
+    }
+
+    async fn ask(
+        &mut self,
+        peer: &mut Peer,
+        attempt: AttemptId,
+    ) -> anyhow::Result<Option<&'static str>> {
+        let mine = self.side(WireRole::Source);
+        loop {
+            let ask = Frame::Ask {
+                attempt,
+                verdict: mine.verdict,
+                epoch: mine.epoch,
+            };
+            send_frame(&mut peer.sender, &ask).await?;
+            let (verdict, epoch) = loop {
+                match peer.inbox.next().await.map_err(anyhow::Error::msg)? {
+                    Frame::Answer {
+                        attempt: named,
+                        verdict,
+                        epoch,
+                    } if named == attempt => {
+                        break (verdict, epoch);
+                    }
+                    Frame::Abort { detail, .. } => bail!("the target said: {detail}"),
+                    other => tracing::debug!(frame = other.name(), "while settling"),
+                }
+            };
+            let place = match settle(mine, verdict, epoch) {
+                Next::KeepHere | Next::RunHere => self.keep("the target's word").await?,
+                Next::LeaveThere => self.give_up("the target's word").await?,
+                Next::PauseHere => self.pause().await?,
+                Next::AskAgain => {
+                    tracing::info!(?verdict, "the target does not know yet");
+                    tokio::time::sleep(ASK_INTERVAL).await;
+                    continue;
+                }
+            };
+            send_frame(&mut peer.sender, &Frame::Settled { attempt }).await?;
+            let closed = tokio::time::timeout(ANSWER_MAX, settled(peer)).await;
+            tracing::debug!(closed = closed.is_ok(), "the target's journal");
+            return Ok(Some(place));
+        }
+    }
+
+    async fn answer(
+        &mut self,
+        peer: &mut Peer,
+        attempt: AttemptId,
+    ) -> anyhow::Result<&'static str> {
+        loop {
+            match peer.inbox.next().await.map_err(anyhow::Error::msg)? {
+                Frame::Ask {
+                    attempt: named,
+                    verdict: theirs,
+                    epoch: their_epoch,
+                } => {
+                    let mine = self.side(WireRole::Target);
+                    let known = named == attempt;
+                    let verdict = if known {
+                        mine.verdict
+                    } else {
+                        Verdict::Unknown
+                    };
+                    if known && settle(mine, theirs, their_epoch) == Next::PauseHere {
+                        self.pause().await?;
+                    }
+                    let epoch = mine.epoch;
+                    let answer = Frame::Answer {
+                        attempt: named,
+                        verdict,
+                        epoch,
+                    };
+                    send_frame(&mut peer.sender, &answer).await?;
+                }
+                Frame::Settled { .. } => {
+                    let runs_here = self.entry.verdict() == Verdict::Running;
+                    if runs_here {
+                        self.append(Step::SettledHere {
+                            reason: "arrived".into(),
+                        })?;
+                    }
+                    send_frame(&mut peer.sender, &Frame::Settled { attempt }).await?;
+                    return Ok(if runs_here { "here" } else { "at the peer" });
+                }
+                Frame::Abort { detail, .. } => bail!("the source said: {detail}"),
+                other => tracing::debug!(frame = other.name(), "while settling"),
+            }
+        }
+    }
+
+    fn side(&self, role: WireRole) -> Side {
+        Side {
+            role,
+            verdict: self.entry.verdict(),
+            epoch: self.entry.epoch,
+        }
+    }
+
+    /// The guest is here: QEMU runs it if it ran before, the journal closes.
+    async fn keep(&mut self, reason: &str) -> anyhow::Result<&'static str> {
+        self.run_here().await?;
+        self.append(Step::SettledHere {
+            reason: reason.into(),
+        })?;
+        Ok("here")
+    }
+
+    /// The guest is at the peer: what is left of it here ends, the journal closes.
+    async fn give_up(&mut self, reason: &str) -> anyhow::Result<&'static str> {
+        self.end_qemu().await?;
+        self.append(match self.entry.role {
+            Role::Source => Step::SettledThere {
+                reason: reason.into(),
+            },
+            Role::Target => Step::Refused {
+                reason: reason.into(),
+            },
+        })?;
+        Ok("at the peer")
+    }
+
+    /// The other side won an epoch: what runs here is paused, never killed.
+    async fn pause(&mut self) -> anyhow::Result<&'static str> {
+        if let Some(qemu) = self.qemu().await? {
+            qemu.qmp.stop().await?;
+        }
+        Ok("at the peer; the copy here is paused, look at it and end it by hand")
+    }
+
+    async fn run_here(&mut self) -> anyhow::Result<()> {
+        let Some(qemu) = self.qemu().await? else {
+            bail!(
+                "QEMU (pid {}) that had the guest is gone: nothing is left to run here",
+                self.entry.qemu.pid
+            );
+        };
+        let paused_before = self.entry.run_state() == transport::wire::RunState::Paused;
+        match qemu.state {
+            RunState::Running => Ok(()),
+            _ if paused_before => Ok(()),
+            RunState::PostMigrate | RunState::Paused | RunState::PreLaunch => {
+                qemu.qmp.cont().await.context("QEMU does not run the guest")
+            }
+            other => bail!("QEMU is {other}: look at it by hand"),
+        }
+    }
+
+    async fn end_qemu(&mut self) -> anyhow::Result<()> {
+        if let Some(qemu) = self.qemu().await? {
+            qemu.qmp.quit().await?;
+            let dead = self.entry.qemu.wait_dead(ANSWER_MAX).await?;
+            ensure!(
+                dead,
+                "QEMU (pid {}) does not end: stop it by hand",
+                self.entry.qemu.pid
+            );
+        }
+        Ok(())
+    }
+
+    /// The QEMU of the attempt; never another process under the same pid or path (S2).
+    async fn qemu(&self) -> anyhow::Result<Option<Qemu>> {
+        if !self.entry.qemu.is_alive()? {
+            return Ok(None);
+        }
+        let (qmp, _events) = Client::connect(&self.entry.qmp)
+            .await
+            .with_context(|| format!("QEMU lives, its monitor {}", self.entry.qmp.display()))?;
+        ensure!(
+            *qmp.peer_process() == self.entry.qemu,
+            "the monitor {} belongs to another QEMU",
+            self.entry.qmp.display()
+        );
+        let state = qmp.query_status().await?.status;
+        Ok(Some(Qemu { qmp, state }))
+    }
+
+    fn append(&mut self, step: Step) -> anyhow::Result<()> {
+        self.entry = self.entry.then(step);
+        self.journal
+            .append(&self.entry)
+            .context("cannot write the journal")
+    }
+}
+
+async fn settled(peer: &mut Peer) -> Result<(), String> {
+    loop {
+        if let Frame::Settled { .. } = peer.inbox.next().await? {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Does what the source's machine says.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use qemu_glue::stream::return_path::Message;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use transport::block::Contents;
+use transport::quic::driver::{LaneSettings, SourceLanes};
+use transport::session::source::{Action, Input, Mark, Phase};
+use transport::session::{Outcome, VmMigration};
+use transport::wire::{Frame, Purpose, RunState, Verify};
+
+use super::driver::Driver;
+use crate::capture::Capture;
+use crate::fault;
+use crate::journal::{Step, hex, safe_name};
+use crate::peer::send_frame;
+use crate::prove;
+use crate::vm::Vm;
+use crate::waiting::now;
+
+/// QEMU connects to the capture socket within this after `migrate`.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// The last control frames may take this long to be acknowledged.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
+
+impl Driver {
+    /// Does one action. What takes long is started and answers with an input.
+    pub(super) async fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(frame) => self.send(frame).await,
+            Action::StartCapture => {
+                if let Err(error) = self.start_capture().await {
+                    self.tell(Input::CaptureFailed(format!("{error:#}")));
+                }
+            }
+            Action::OpenLanes => {
+                if let Err(error) = self.open_lanes().await {
+                    self.tell(Input::CaptureFailed(format!("{error:#}")));
+                }
+            }
+            Action::TriggerPass => self.command(VmCommand::TriggerPass),
+            Action::OpenPass => {
+                if let Some(capture) = &self.capture {
+                    self.era = capture.next_era();
+                }
+                self.command(VmCommand::OpenPass);
+            }
+            Action::HoldPass => self.command(VmCommand::HoldPass),
+            Action::Pace(rate) => self.command(VmCommand::Pace(rate)),
+            Action::Release => {
+                if let Some(capture) = &self.capture {
+                    self.command(VmCommand::Release(capture.clone()));
+                }
+            }
+            Action::FlushLanes { barrier } => {
+                if let Some(lanes) = &self.lanes {
+                    lanes.flush(barrier);
+                }
+            }
+            Action::Prove(verify) => self.prove(verify),
+            Action::Shut => self.shut(),
+            Action::CloseCapture => {
+                if let Some(capture) = &self.capture {
+                    capture.close();
+                }
+            }
+            Action::Continue => self.command(VmCommand::Continue),
+            Action::Journal(mark) => self.write_journal(&mark),
+            Action::Reconnect => self.reconnect(),
+            Action::Retire => self.retire().await,
+            Action::Phase(phase) => {
+                self.tally.phases.enter(now(), phase_name(phase));
+                self.show(true);
+            }
+            Action::Round(round) => self.tally.round(&round),
+            Action::Done(_) => {}
+        }
+    }
+
+    async fn send(&mut self, frame: Frame) {
+        let commits = matches!(frame, Frame::Commit { .. });
+        if commits {
+            fault::point("source-after-intent");
+        }
+        let Some(peer) = &mut self.peer else { return };
+        if let Err(error) = send_frame(&mut peer.sender, &frame).await {
+            tracing::debug!(%error, frame = frame.name(), "not sent");
+        }
+        if commits {
+            fault::point_once_sent("source-after-commit").await;
+        }
+    }
+
+    /// Listens, lets QEMU connect, starts the reading thread.
+    async fn start_capture(&mut self) -> anyhow::Result<()> {
+        let folder = self.options.state.folder("run")?;
+        let path = folder.join(format!("{}.capture", safe_name(&self.me.vm)));
+        let listener = listen(&path)?;
+        let downtime = self.options.downtime;
+        let started = self.vm.start_capture(&path, self.state.hold, downtime);
+        let accepted = tokio::time::timeout(CONNECT_MAX, listener.accept());
+        let (started, accepted) = tokio::join!(started, accepted);
+        std::fs::remove_file(&path)?;
+        started.context("QEMU cannot start its migration")?;
+        let (socket, _) = accepted.context("QEMU did not connect to the capture socket")??;
+        let socket = socket.into_std()?;
+        socket.set_nonblocking(false)?;
+        let state = self.options.state.path().to_owned();
+        let (capture, captured) = Capture::start(socket, state, self.wake.clone())?;
+        self.capture = Some(Arc::new(capture));
+        self.captured = Some(captured);
+        Ok(())
+    }
+
+    async fn open_lanes(&mut self) -> anyhow::Result<()> {
+        let (Some(peer), Some(image)) = (&self.peer, &self.image) else {
+            return Ok(());
+        };
+        let senders = peer.connection.open_lanes().await?;
+        let settings = LaneSettings {
+            incarnation: self.me.incarnation,
+            key: self.secret,
+            level: self.options.level,
+            disable: self.options.disable,
+        };
+        let contents: Arc<dyn Contents> = image.shadow.clone();
+        let (lanes, events) = SourceLanes::start(
+            senders,
+            &image.dirty,
+            &contents,
+            &settings,
+            self.workers.clone(),
+            self.wake.clone(),
+        )?;
+        self.lanes = Some(lanes);
+        self.lane_events = Some(events);
+        Ok(())
+    }
+
+    /// SHUT(0), then `completed` and `postmigrate` are read back (S1).
+    fn shut(&mut self) {
+        let Some(capture) = &self.capture else { return };
+        if let Err(error) = capture.answer(&Message::Shut(0)) {
+            self.tell(Input::CaptureFailed(format!("QEMU's return path: {error}")));
+            return;
+        }
+        fault::point("source-after-shut");
+        let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let status = match vm.wait_postmigrate().await {
+                Ok(()) => VmMigration::Completed,
+                Err(detail) => VmMigration::Failed(detail),
+            };
+            give(&inputs, Input::VmMigration(status)).await;
+        });
+    }
+
+    fn prove(&mut self, verify: Verify) {
+        let (Some(image), Some(lanes)) = (&self.image, &self.lanes) else {
+            return;
+        };
+        let (vm, inputs, layout) = (self.vm.clone(), self.inputs.clone(), image.layout.clone());
+        let announced = lanes.for_each_announced();
+        let (key, attempt) = (self.secret, self.me.attempt);
+        tokio::spawn(async move {
+            let proved = prove::prove(&vm, &layout, &key, verify, attempt, announced).await;
+            let proved = proved.map_err(|error| format!("source memory: {error:#}"));
+            give(&inputs, Input::Proved(proved)).await;
+        });
+    }
+
+    fn write_journal(&mut self, mark: &Mark) {
+        let step = match mark {
+            Mark::Intent {
+                target_incarnation,
+                root,
+                run_state,
+            } => {
+                fault::point("source-before-intent");
+                Step::Intent {
+                    root: hex(&root.0),
+                    target_incarnation: *target_incarnation,
+                    paused: *run_state == RunState::Paused,
+                }
+            }
+            Mark::Settled(Outcome::Arrived) => Step::SettledThere {
+                reason: "arrived".into(),
+            },
+            Mark::Settled(Outcome::Stayed { detail, .. }) => Step::SettledHere {
+                reason: detail.clone(),
+            },
+            Mark::Settled(Outcome::Doubt { .. }) => return,
+        };
+        let (journal, inputs) = (self.journal.clone(), self.inputs.clone());
+        let entry = self.entry.then(step);
+        tokio::task::spawn_blocking(move || {
+            let written = journal
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .append(&entry);
+            let written = written.map_err(|error| error.to_string());
+            if inputs.blocking_send(Input::Journaled(written)).is_err() {
+                tracing::debug!("the session has ended");
+            }
+        });
+    }
+
+    /// Brings a connection for the status dialogue, unless one is up or under way.
+    fn reconnect(&mut self) {
+        if self.peer.is_some() {
+            self.tell(Input::Reconnected);
+            return;
+        }
+        if self.reconnected.is_some() {
+            return;
+        }
+        let (found, reconnected) = mpsc::channel(1);
+        self.reconnected = Some(reconnected);
+        let (door, me) = (self.door.clone(), self.me.clone());
+        tokio::spawn(async move {
+            loop {
+                match door.meet(&me, Purpose::Settle).await {
+                    Ok(peer) => {
+                        if found.send(peer).await.is_err() {
+                            tracing::debug!("the session has ended");
+                        }
+                        return;
+                    }
+                    Err(error) => tracing::info!("the target is not reached: {error:#}"),
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+
+    /// The guest is the target's: this QEMU has done its work.
+    async fn retire(&mut self) {
+        if self.options.keep_source {
+            return;
+        }
+        if let Err(error) = self.vm.quit().await {
+            tracing::warn!("source QEMU: {error:#}");
+        }
+        fault::point("source-after-retire");
+    }
+
+    /// Closes the connection so that nothing sent is lost.
+    pub(super) async fn leave(&mut self) {
+        self.lanes
+            .take()
+            .inspect(|lanes| self.tally.stats = lanes.counters().stats);
+        if let Some(peer) = self.peer.take() {
+            let left = tokio::time::timeout(FAREWELL_MAX, peer.sender.finish()).await;
+            tracing::debug!(acknowledged = left.is_ok(), "control stream ended");
+            peer.connection
+                .close(transport::quic::CloseCode::Done, "done");
+        }
+    }
+
+    /// Hands a monitor command to the task that runs them in order, beside this loop: after a stop
+    /// QEMU's monitor may be busy for as long as it writes.
+    fn command(&mut self, command: VmCommand) {
+        if self.vm_commands.try_send(command).is_err() {
+            self.tell(Input::VmCommandFailed(
+                "QEMU's monitor takes no more commands".into(),
+            ));
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.machine.handle(now(), input);
+    }
+}
+
+/// A step of steering source QEMU.
+#[derive(Debug)]
+pub(super) enum VmCommand {
+    TriggerPass,
+    OpenPass,
+    HoldPass,
+    Pace(u64),
+    /// Unlimited, then the acknowledgement: QEMU stops the guest within its next 100 ms window.
+    Release(Arc<Capture>),
+    Continue,
+}
+
+/// Runs monitor commands in order until the session ends.
+pub(super) async fn run_commands(
+    vm: Vm,
+    mut commands: mpsc::Receiver<VmCommand>,
+    inputs: mpsc::Sender<Input>,
+) {
+    while let Some(command) = commands.recv().await {
+        let done = match &command {
+            VmCommand::TriggerPass => vm.trigger_pass().await,
+            VmCommand::OpenPass => vm.open_pass().await,
+            VmCommand::HoldPass => vm.hold_pass().await,
+            VmCommand::Pace(rate) => vm.pace(*rate).await,
+            VmCommand::Release(_) => vm.release().await,
+            VmCommand::Continue => vm.qmp.cont().await,
+        };
+        if let Err(error) = done {
+            give(&inputs, Input::VmCommandFailed(error.to_string())).await;
+        } else if let VmCommand::Release(capture) = command
+            && let Err(error) = capture.answer(&Message::SwitchoverAck)
+        {
+            give(
+                &inputs,
+                Input::CaptureFailed(format!("QEMU's return path: {error}")),
+            )
+            .await;
+        }
+    }
+}
+
+async fn give(inputs: &mpsc::Sender<Input>, input: Input) {
+    if inputs.send(input).await.is_err() {
+        tracing::debug!("the session has ended");
+    }
+}
+
+/// A socket that only this user and root may connect to.
+fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    if path.exists() {
+        std::fs::remove_file(path)?;
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Prepare => "prepare",
+        Phase::Precopy => "precopy",
+        Phase::Stop => "stop",
+        Phase::Load => "load",
+        Phase::Complete => "complete",
+        Phase::Commit => "commit",
+        Phase::Settle => "settle",
+    }
+}

@@ -1,0 +1,442 @@
+//! The source's loop: waits for whatever comes next and gives it to the machine.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use qemu_glue::qmp::{Event, EventKind, EventReceiver, MigrationStatus};
+use tokio::sync::{Notify, mpsc};
+use transport::quic::driver::{LaneEvent, SourceLanes, Workers};
+use transport::session::source::{Action, Config, Input, Sample, Source};
+use transport::session::{Outcome, Policy, VmMigration};
+use transport::wire::RunState;
+
+use super::Options;
+use super::act::{VmCommand, run_commands};
+use crate::capture::{Capture, Captured, Image};
+use crate::control::{Command, Request};
+use crate::hook::{Hook, HookPhase};
+use crate::journal::{Entry, Journal};
+use crate::peer::{Door, Inbox, Me, Peer};
+use crate::progress::{Progress, Snapshot};
+use crate::signals::Signals;
+use crate::tally::Tally;
+use crate::vm::{SourceState, Vm};
+use crate::waiting::{next, now, sleep_until};
+
+/// How often the machine sees a sample and the operator a new line.
+const TICK: Duration = Duration::from_millis(50);
+/// How often the link is measured (it copies the congestion controller).
+const LINK_TICKS: u32 = 5;
+/// Results of started work that may wait.
+const INPUTS_MAX: usize = 64;
+/// Monitor commands that may wait.
+const COMMANDS_MAX: usize = 64;
+/// Bytes in flight: two bandwidth-delay products, within these.
+const BUDGET_MIN_BYTES: u64 = 768 << 10;
+const BUDGET_MAX_BYTES: u64 = 24 << 20;
+
+/// What `run` hands over.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) options: Options,
+    pub(super) vm: Vm,
+    pub(super) events: EventReceiver,
+    pub(super) journal: Journal,
+    pub(super) entry: Entry,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) signals: Signals,
+    pub(super) me: Me,
+    pub(super) door: Door,
+    pub(super) peer: Peer,
+    pub(super) hook: Hook,
+}
+
+/// One attempt at the source.
+#[derive(Debug)]
+pub(super) struct Driver {
+    pub(super) options: Options,
+    pub(super) vm: Vm,
+    pub(super) state: SourceState,
+    pub(super) machine: Source,
+    pub(super) me: Me,
+    pub(super) door: Arc<Door>,
+    pub(super) peer: Option<Peer>,
+    pub(super) peer_name: String,
+    pub(super) secret: [u8; 32],
+    pub(super) journal: Arc<Mutex<Journal>>,
+    pub(super) entry: Entry,
+    pub(super) hook: Hook,
+    pub(super) hook_calls: Vec<tokio::task::JoinHandle<()>>,
+    pub(super) capture: Option<Arc<Capture>>,
+    pub(super) captured: Option<mpsc::Receiver<Captured>>,
+    pub(super) image: Option<Image>,
+    pub(super) era: u32,
+    pub(super) wake: Arc<Notify>,
+    pub(super) workers: Workers,
+    pub(super) lanes: Option<SourceLanes>,
+    pub(super) lane_events: Option<mpsc::Receiver<LaneEvent>>,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) vm_commands: mpsc::Sender<VmCommand>,
+    pub(super) reconnected: Option<mpsc::Receiver<Peer>>,
+    pub(super) tally: Tally,
+    pub(super) progress: Progress,
+    events: EventReceiver,
+    requests: mpsc::Receiver<Request>,
+    signals: Signals,
+    results: mpsc::Receiver<Input>,
+    ticks: u32,
+    link_rtt: Duration,
+    link_bytes_per_s: u64,
+    outcome: Option<Outcome>,
+}
+
+impl Driver {
+    /// Prepares QEMU and the machine; nothing is started yet.
+    pub(super) async fn new(start: Start) -> anyhow::Result<Driver> {
+        let state = start.vm.prepare_source().await?;
+        let now = now();
+        let run_state = if state.was_running {
+            RunState::Running
+        } else {
+            RunState::Paused
+        };
+        let config = Config {
+            attempt: start.peer.agreed.attempt,
+            target_incarnation: start.peer.agreed.peer_incarnation,
+            hold: state.hold,
+            run_state,
+            policy: Policy::new(start.options.downtime),
+            epoch: start.entry.epoch,
+        };
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let (inputs, results) = mpsc::channel(INPUTS_MAX);
+        let (vm_commands, commands) = mpsc::channel(COMMANDS_MAX);
+        tokio::spawn(run_commands(start.vm.clone(), commands, inputs.clone()));
+        let mut tally = Tally::new(now);
+        tally.level = Some(start.options.level);
+        Ok(Driver {
+            machine: Source::new(now, config),
+            state,
+            secret: start.peer.secret,
+            peer_name: start.peer.name.clone(),
+            peer: Some(start.peer),
+            me: start.me,
+            door: Arc::new(start.door),
+            journal: Arc::new(Mutex::new(start.journal)),
+            entry: start.entry,
+            hook: start.hook,
+            hook_calls: Vec::new(),
+            capture: None,
+            captured: None,
+            image: None,
+            era: 0,
+            wake: Arc::new(Notify::new()),
+            workers: Workers::start(cores)?,
+            lanes: None,
+            lane_events: None,
+            inputs,
+            vm_commands,
+            reconnected: None,
+            tally,
+            progress: Progress::new(start.options.json),
+            options: start.options,
+            vm: start.vm,
+            events: start.events,
+            requests: start.requests,
+            signals: start.signals,
+            results,
+            ticks: 0,
+            link_rtt: Duration::ZERO,
+            link_bytes_per_s: 0,
+            outcome: None,
+        })
+    }
+
+    /// Runs the session to its outcome and writes the report.
+    pub(super) async fn run(mut self) -> anyhow::Result<Outcome> {
+        let mut ticker = tokio::time::interval(TICK);
+        ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let outcome = loop {
+            while let Some(action) = self.machine.poll_action() {
+                if let Action::Done(outcome) = action {
+                    self.outcome = Some(outcome);
+                    break;
+                }
+                self.act(action).await;
+            }
+            if let Some(outcome) = self.outcome.take() {
+                break outcome;
+            }
+            self.wait(&mut ticker).await;
+        };
+        self.finish(outcome).await
+    }
+
+    /// Waits for one thing and handles it.
+    async fn wait(&mut self, ticker: &mut tokio::time::Interval) {
+        let timeout = self.machine.poll_timeout();
+        tokio::select! {
+            frame = next_frame(&mut self.peer) => match frame {
+                Ok(frame) => self.frame(frame),
+                Err(detail) => {
+                    self.peer = None;
+                    self.machine.handle(now(), Input::PeerLost(detail));
+                }
+            },
+            event = self.events.next() => self.vm_event(event),
+            captured = next(&mut self.captured) => self.captured(captured),
+            event = next(&mut self.lane_events) => match event {
+                LaneEvent::Marked { barrier, root } => {
+                    self.tally.root = Some(crate::journal::hex(&root.0));
+                    self.machine.handle(now(), Input::Marked { barrier, root });
+                }
+                // The connection says the same, with the reason of its end.
+                LaneEvent::Failed(detail) => tracing::debug!(detail, "a lane ended"),
+            },
+            result = self.results.recv() => if let Some(input) = result {
+                self.machine.handle(now(), input);
+            },
+            peer = next(&mut self.reconnected) => {
+                self.reconnected = None;
+                self.peer = Some(peer);
+                self.machine.handle(now(), Input::Reconnected);
+            },
+            Some(request) = self.requests.recv() => self.request(request),
+            () = self.signals.next() => self.interrupted(),
+            _ = ticker.tick() => self.tick(),
+            () = sleep_until(timeout) => self.machine.handle(now(), Input::Timer),
+        }
+    }
+
+    fn frame(&mut self, frame: transport::wire::Frame) {
+        use transport::wire::Frame;
+        if let (Frame::Progress { applied_bytes }, Some(lanes)) = (&frame, &self.lanes) {
+            lanes.applied(*applied_bytes);
+        }
+        match frame {
+            Frame::Loaded { .. } => crate::fault::point("source-before-shut"),
+            Frame::Running => {
+                self.tally.running(now());
+                crate::fault::point("source-before-retire");
+            }
+            _ => {}
+        }
+        self.machine.handle(now(), Input::Frame(frame));
+    }
+
+    fn vm_event(&mut self, event: Option<Event>) {
+        let kind = event.map(|event| event.kind);
+        let input = match kind {
+            Some(EventKind::Stop) => {
+                self.tally.stopped(now());
+                self.call_hook(HookPhase::Stopped);
+                Input::VmStopped
+            }
+            Some(EventKind::Resume) => Input::VmResumed,
+            Some(EventKind::MigrationPass { .. }) => Input::PassStarted,
+            Some(EventKind::Migration { status }) => match status {
+                MigrationStatus::Failed | MigrationStatus::Cancelled => {
+                    Input::VmMigration(VmMigration::Failed(status.to_string()))
+                }
+                // `completed` alone authorises nothing: it is read again with `postmigrate`.
+                _ => Input::VmMigration(VmMigration::Other),
+            },
+            Some(EventKind::MonitorClosed { reason }) => Input::VmGone(reason.to_string()),
+            Some(EventKind::Shutdown { .. } | EventKind::Other { .. }) => return,
+            None => Input::VmGone("its monitor is closed".into()),
+        };
+        self.machine.handle(now(), input);
+    }
+
+    fn captured(&mut self, captured: Captured) {
+        let input = match captured {
+            Captured::Head { head, image } => {
+                self.tally.pages_total = Some(image.layout.pages_total());
+                let blocks = image.layout.blocks().to_vec();
+                self.image = Some(image);
+                Input::Head { head, blocks }
+            }
+            Captured::PassDrained { era, .. } if era != self.era => return,
+            Captured::PassDrained { pages, .. } => Input::PassDrained { pages },
+            Captured::RamEnd => Input::RamEnd,
+            Captured::Tail {
+                pieces,
+                total_bytes,
+            } => Input::Tail {
+                pieces,
+                total_bytes,
+            },
+            Captured::Failed(detail) => Input::CaptureFailed(detail),
+        };
+        self.machine.handle(now(), input);
+    }
+
+    fn request(&mut self, request: Request) {
+        let answer = match request.command {
+            Command::Status => serde_json::to_value(self.snapshot()).unwrap_or_default(),
+            Command::Set {
+                downtime_ms,
+                max_bandwidth_bps,
+            } => {
+                if let Some(ms) = downtime_ms {
+                    let downtime = Duration::from_millis(ms);
+                    self.machine.handle(now(), Input::Downtime(downtime));
+                }
+                if let Some(bps) = max_bandwidth_bps {
+                    self.options.max_bytes_per_s = (bps > 0).then_some(bps / 8);
+                }
+                serde_json::json!({"ok": true})
+            }
+            Command::Abort if self.machine.is_past_intent() => serde_json::json!({
+                "ok": false, "error": "the guest is being handed over: only the target decides"
+            }),
+            Command::Abort => {
+                self.machine
+                    .handle(now(), Input::Abort("aborted by the operator".into()));
+                serde_json::json!({"ok": true})
+            }
+        };
+        if request.answer.send(answer).is_err() {
+            tracing::debug!("who asked is gone");
+        }
+    }
+
+    fn interrupted(&mut self) {
+        if self.machine.is_past_intent() {
+            let detail = "interrupted before the target's answer";
+            self.outcome = Some(Outcome::Doubt {
+                detail: detail.into(),
+            });
+        } else {
+            self.machine
+                .handle(now(), Input::Abort("interrupted by the operator".into()));
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks.is_multiple_of(LINK_TICKS) {
+            self.measure_link();
+        }
+        if let (Some(image), Some(lanes), Some(capture)) = (&self.image, &self.lanes, &self.capture)
+        {
+            let counters = lanes.counters();
+            self.tally.stats = counters.stats;
+            let sample = Sample {
+                backlog_pages: image.dirty.dirty_pages(),
+                announced_pages: capture.announced_pages(),
+                content_pages: counters.stats.literal.pages + counters.stats.raw.pages,
+                sent_bytes: counters.sent_bytes,
+                rtt: self.link_rtt,
+                link_bytes_per_s: self.link_bytes_per_s,
+            };
+            self.machine.handle(now(), Input::Sample(sample));
+        }
+        self.show(false);
+    }
+
+    fn measure_link(&mut self) {
+        let Some(peer) = &self.peer else { return };
+        let link = peer.connection.link_sample();
+        self.link_rtt = link.rtt_min;
+        self.tally.sample(link);
+        let Some(lanes) = &self.lanes else { return };
+        let rate = link.rate_bps.unwrap_or(0) / 8;
+        self.link_bytes_per_s = rate;
+        let rtt_us = u64::try_from(link.rtt.as_micros()).unwrap_or(u64::MAX);
+        let product = rate.saturating_mul(rtt_us) / 1_000_000;
+        lanes.set_budget((2 * product).clamp(BUDGET_MIN_BYTES, BUDGET_MAX_BYTES));
+        lanes.set_rate_max(self.options.max_bytes_per_s);
+    }
+
+    pub(super) fn show(&mut self, at_once: bool) {
+        let mut snapshot = self.snapshot();
+        self.progress.show(now(), &mut snapshot, at_once);
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let left_pages = self.image.as_ref().map(|image| image.dirty.dirty_pages());
+        let rate = self.machine.rate_bytes_per_s();
+        let left = left_pages.map(|pages| to_f64(pages) * self.machine.page_cost_bytes());
+        let done_bytes = self.machine.applied_bytes();
+        let total = to_f64(done_bytes) + left.unwrap_or(0.0);
+        let percent = if total > 0.0 {
+            100.0 * to_f64(done_bytes) / total
+        } else {
+            0.0
+        };
+        let eta_s = left
+            .filter(|_| rate > 1.0)
+            .map(|left| (left / rate, 2.0 * left / rate));
+        Snapshot {
+            phase: self.tally.phases.current(),
+            round: self.tally.round_count() + 1,
+            left_pages,
+            left_bytes: left.map(to_u64),
+            done_bytes,
+            rate_bps: (rate > 1.0).then(|| to_u64(rate * 8.0)),
+            eta_s,
+            elapsed_ms: self.tally.elapsed_ms(now()),
+            percent: u8::try_from(to_u64(percent)).unwrap_or(100),
+        }
+    }
+
+    pub(super) fn call_hook(&mut self, phase: HookPhase) {
+        self.hook_calls.extend(self.hook.call(phase));
+    }
+
+    async fn finish(mut self, outcome: Outcome) -> anyhow::Result<Outcome> {
+        self.progress.finish();
+        self.call_hook(match outcome {
+            Outcome::Arrived => HookPhase::Running,
+            Outcome::Stayed { .. } | Outcome::Doubt { .. } => HookPhase::Failed,
+        });
+        if let Outcome::Stayed { .. } = outcome
+            && let Err(error) = self.vm.restore_source(&self.state).await
+        {
+            tracing::warn!(%error, "QEMU's migration settings could not be put back");
+        }
+        self.leave().await;
+        if let Some(lanes) = &self.lanes {
+            self.tally.stats = lanes.counters().stats;
+        }
+        let rate = self.machine.dirty_pages_per_s();
+        self.tally.dirty_pages_per_s = (rate > 0.0).then_some(rate);
+        for call in self.hook_calls.drain(..) {
+            crate::hook::finish(Some(call)).await;
+        }
+        let report = self.tally.report(
+            now(),
+            "source",
+            self.me.vm.clone(),
+            self.peer_name,
+            &outcome,
+        );
+        crate::report::write(&report, self.options.report.as_deref())?;
+        if self.options.json {
+            crate::progress::say(&serde_json::to_string(&report)?);
+        }
+        Ok(outcome)
+    }
+}
+
+async fn next_frame(peer: &mut Option<Peer>) -> Result<transport::wire::Frame, String> {
+    match peer {
+        Some(peer) => Inbox::next(&mut peer.inbox).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "estimates need no 53rd bit")]
+fn to_f64(value: u64) -> f64 {
+    value as f64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped first"
+)]
+fn to_u64(value: f64) -> u64 {
+    value.clamp(0.0, 1e18) as u64
+}

@@ -1,0 +1,99 @@
+//! The source of a migration: READ FIRST. [`run`] names the phases in order; [`Driver`] feeds the
+//! session machine with what happens and does what it says. `target.rs` is its mirror.
+//!
+//! ```text
+//! QEMU -capture-> dirty set and shadow -lanes-> QUIC       pages
+//! peer frames, QEMU events, capture, lanes, timers, operator -> Source (machine) -> actions
+//! ```
+
+mod act;
+mod driver;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::bail;
+use transport::block::Disable;
+use transport::session::Outcome;
+use transport::wire::{AttemptId, Purpose, Role};
+
+use crate::control::ControlSocket;
+use crate::hook::{Hook, HookPhase};
+use crate::journal::{self, Journal};
+use crate::peer::{Door, Me, Way, random};
+use crate::signals::Signals;
+use crate::state_dir::StateDir;
+use crate::vm::Vm;
+use driver::{Driver, Start};
+
+/// What `send` was asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) state: StateDir,
+    pub(crate) qmp: PathBuf,
+    pub(crate) way: Way,
+    pub(crate) peer: Option<String>,
+    pub(crate) vm: Option<String>,
+    pub(crate) downtime: Duration,
+    /// Cap of lane bytes per second; `None` for none.
+    pub(crate) max_bytes_per_s: Option<u64>,
+    pub(crate) disable: Disable,
+    pub(crate) level: i32,
+    pub(crate) keep_source: bool,
+    pub(crate) report: Option<PathBuf>,
+    pub(crate) json: bool,
+    pub(crate) hook: Option<PathBuf>,
+    pub(crate) hook_limit: Duration,
+}
+
+/// Moves the guest: monitor, journal, peer, then the session until its outcome.
+pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
+    let mut signals = Signals::listen()?;
+    let (vm, events) = Vm::connect(&options.qmp).await?;
+    let name = vm.name(options.vm.as_deref()).await?;
+    let mut journal = Journal::open(&options.state, &name)?;
+    journal::refuse_unsettled(&journal)?;
+    let (control, requests) = ControlSocket::bind(&options.state, &name)?;
+
+    let me = Me {
+        role: Role::Source,
+        vm: name.clone(),
+        attempt: AttemptId(random()),
+        incarnation: u64::from_le_bytes(random()),
+    };
+    let door = Door::open(options.way.clone(), options.peer.as_deref(), &options.state).await?;
+    if door.listens() {
+        crate::progress::say(&format!("listening on {}", door.local_address()?));
+    }
+    let peer = tokio::select! {
+        peer = door.meet(&me, Purpose::Migrate) => peer?,
+        () = signals.next() => bail!("interrupted before the peer came"),
+    };
+    let entry = journal::Entry::started(&me, &vm, &peer, &journal);
+    journal.append(&entry)?;
+    let hook = Hook {
+        program: options.hook.clone(),
+        limit: options.hook_limit,
+        vm: name,
+        peer: peer.name.clone(),
+        role: "source",
+    };
+    let told = hook.call(HookPhase::Started);
+    let start = Start {
+        options,
+        vm,
+        events,
+        journal,
+        entry,
+        requests,
+        signals,
+        me,
+        door,
+        peer,
+        hook,
+    };
+    let outcome = Driver::new(start).await?.run().await;
+    crate::hook::finish(told).await;
+    drop(control);
+    outcome
+}

@@ -1,0 +1,294 @@
+//! Does what the target's machine says.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use transport::block::{BlockSpec, Layout};
+use transport::quic::driver::TargetLanes;
+use transport::session::target::{Action, Input, Mark, Phase};
+use transport::wire::{Frame, Purpose, RunState, Verify};
+
+use super::driver::Driver;
+use crate::fault;
+use crate::feed::Feeder;
+use crate::hook::HookPhase;
+use crate::journal::{Step, hex, safe_name};
+use crate::peer::send_frame;
+use crate::prove;
+use crate::vm::Vm;
+use crate::waiting::now;
+
+/// The last control frames may take this long to be acknowledged.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
+/// A `cont` whose reply was lost counts as executed; QEMU is asked this often whether it runs.
+const ASK_INTERVAL: Duration = Duration::from_millis(200);
+
+impl Driver {
+    /// Does one action. What takes long is started and answers with an input.
+    pub(super) async fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(frame) => self.send(frame).await,
+            Action::PrepareVm { head, blocks } => {
+                let prepared = self.prepare_vm(&head, blocks).await;
+                self.tell(match prepared {
+                    Ok(()) => Input::VmPrepared,
+                    Err(error) => Input::VmFailed(format!("{error:#}")),
+                });
+            }
+            Action::AcceptLanes => self.accept_lanes(),
+            Action::FeedTail(pieces) => self.feed_tail(pieces),
+            Action::Prove(verify) => self.prove(verify),
+            Action::Recheck => {
+                let checked = self.vm.check_loaded().await;
+                self.tell(Input::Rechecked(checked));
+            }
+            Action::Journal(mark) => self.write_journal(&mark),
+            Action::Continue => self.run_guest(),
+            Action::Quit => self.quit().await,
+            Action::AwaitPeer => self.await_peer(),
+            Action::Phase(phase) => {
+                self.tally.phases.enter(now(), phase_name(phase));
+                self.show(true);
+            }
+            Action::Done(_) => {}
+        }
+    }
+
+    async fn send(&mut self, frame: Frame) {
+        if matches!(frame, Frame::Loaded { .. }) {
+            fault::point("target-before-loaded");
+        }
+        let Some(peer) = &mut self.peer else { return };
+        if let Err(error) = send_frame(&mut peer.sender, &frame).await {
+            tracing::debug!(%error, frame = frame.name(), "not sent");
+        }
+        match frame {
+            Frame::Loaded { .. } => fault::point_once_sent("target-after-loaded").await,
+            Frame::Running => fault::point_once_sent("target-after-running").await,
+            _ => {}
+        }
+    }
+
+    /// Compares machine and memory, stops target QEMU, connects to its incoming socket, feeds the
+    /// head. The one connection to that socket: a probe would end QEMU.
+    async fn prepare_vm(&mut self, head: &Bytes, blocks: Vec<BlockSpec>) -> anyhow::Result<()> {
+        let layout = Arc::new(Layout::new(blocks)?);
+        self.tally.pages_total = Some(layout.pages_total());
+        let folder = self.options.state.folder("run")?;
+        let path = folder.join(format!("{}.incoming", safe_name(&self.me.vm)));
+        self.vm.prepare_target(head, layout.blocks(), &path).await?;
+        let socket = UnixStream::connect(&path)?;
+        let (feeder, fed) = Feeder::start(socket, head, layout.blocks())?;
+        self.layout = Some(layout);
+        self.feeder = Some(feeder);
+        self.fed = Some(fed);
+        Ok(())
+    }
+
+    /// The lanes come with the source's first bytes; waiting for them must not stop this loop.
+    fn accept_lanes(&mut self) {
+        let (Some(peer), Some(layout), Some(feeder)) = (&self.peer, &self.layout, &self.feeder)
+        else {
+            return;
+        };
+        let sinks: Vec<_> = (0..transport::block::LANES)
+            .map(|lane| feeder.sink(lane))
+            .collect();
+        let started = TargetLanes::start(
+            peer.connection.clone(),
+            layout,
+            &self.secret,
+            self.peer_incarnation,
+            &self.workers,
+            sinks,
+        );
+        match started {
+            Ok((lanes, failures)) => {
+                self.lanes = Some(lanes);
+                self.lane_failures = Some(failures);
+            }
+            Err(error) => self.tell(Input::LaneFailed(error.to_string())),
+        }
+    }
+
+    fn feed_tail(&mut self, pieces: Vec<(Bytes, u32)>) {
+        let Some(feeder) = &self.feeder else { return };
+        if let Err(error) = feeder.tail(pieces) {
+            self.tell(Input::VmFailed(format!("{error:#}")));
+        }
+    }
+
+    /// QEMU has said SHUT(0): `completed` and `paused` must follow.
+    pub(super) fn check_loaded(&self) {
+        let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let input = match vm.wait_loaded().await {
+                Ok(()) => Input::VmLoaded,
+                Err(detail) => Input::VmFailed(detail),
+            };
+            give(&inputs, input).await;
+        });
+    }
+
+    fn prove(&mut self, verify: Verify) {
+        let (Some(layout), Some(lanes)) = (&self.layout, &self.lanes) else {
+            return;
+        };
+        let (vm, inputs, layout) = (self.vm.clone(), self.inputs.clone(), layout.clone());
+        let announced = lanes.for_each_announced();
+        let (key, attempt) = (self.secret, self.me.attempt);
+        tokio::spawn(async move {
+            let proved = prove::prove(&vm, &layout, &key, verify, attempt, announced).await;
+            let proved = proved.map_err(|error| format!("target memory: {error:#}"));
+            give(&inputs, Input::Proved(proved)).await;
+        });
+    }
+
+    fn write_journal(&mut self, mark: &Mark) {
+        let committed = matches!(mark, Mark::Committed { .. });
+        let step = match mark {
+            Mark::Committed { root, run_state } => Step::Committed {
+                root: hex(&root.0),
+                paused: *run_state == RunState::Paused || self.options.stay_paused,
+            },
+            Mark::Refused(reason) => Step::Refused {
+                reason: reason.clone(),
+            },
+            Mark::NeverRan(reason) => Step::NeverRan {
+                reason: reason.clone(),
+            },
+            Mark::Running => Step::Running,
+            Mark::Settled => Step::SettledHere {
+                reason: "arrived".into(),
+            },
+        };
+        let (journal, inputs) = (self.journal.clone(), self.inputs.clone());
+        let entry = self.entry.then(step);
+        tokio::task::spawn_blocking(move || {
+            let written = journal
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .append(&entry);
+            if committed {
+                fault::point("target-after-committed");
+            }
+            let written = written.map_err(|error| error.to_string());
+            if inputs.blocking_send(Input::Journaled(written)).is_err() {
+                tracing::debug!("the session has ended");
+            }
+        });
+    }
+
+    /// `cont`, once (S3). RESUME says that it worked; so does QEMU when asked.
+    fn run_guest(&mut self) {
+        let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let input = continue_once(&vm).await;
+            fault::point("target-after-cont");
+            give(&inputs, input).await;
+        });
+    }
+
+    /// No loaded, paused copy survives an abort (S3).
+    async fn quit(&mut self) {
+        if let Some(feeder) = &self.feeder {
+            feeder.close();
+        }
+        if let Err(error) = self.vm.quit().await {
+            tracing::error!("target QEMU: {error:#}");
+        }
+    }
+
+    /// The source lost the link after Commit: it comes back, or `resolve` does, and asks.
+    fn await_peer(&mut self) {
+        if self.returned.is_some() {
+            return;
+        }
+        let (found, returned) = mpsc::channel(1);
+        self.returned = Some(returned);
+        let (door, me) = (self.door.clone(), self.me.clone());
+        tokio::spawn(async move {
+            loop {
+                match door.meet(&me, Purpose::Settle).await {
+                    Ok(peer) => {
+                        if found.send(peer).await.is_err() {
+                            tracing::debug!("the session has ended");
+                        }
+                        return;
+                    }
+                    Err(error) => tracing::info!("the source is not reached: {error:#}"),
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+
+    /// Closes the connection so that nothing sent is lost.
+    pub(super) async fn leave(&mut self) {
+        self.lanes = None;
+        if let Some(peer) = self.peer.take() {
+            let left = tokio::time::timeout(FAREWELL_MAX, peer.sender.finish()).await;
+            tracing::debug!(acknowledged = left.is_ok(), "control stream ended");
+            peer.connection
+                .close(transport::quic::CloseCode::Done, "done");
+        }
+    }
+
+    pub(super) fn stopped(&mut self) {
+        self.call_hook(HookPhase::Stopped);
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.machine.handle(now(), input);
+    }
+}
+
+/// Sends `cont` and finds out what became of it.
+async fn continue_once(vm: &Vm) -> Input {
+    let refused = match vm.qmp.cont().await {
+        Ok(()) => return Input::VmResumed,
+        Err(error) if error.may_have_run() => None,
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(detail) = refused {
+        // QEMU answered that it did not run the guest. Only its death makes that final.
+        let stopped = vm
+            .qmp
+            .query_status()
+            .await
+            .is_ok_and(|status| !status.running);
+        return match vm.quit().await {
+            Ok(()) if stopped => Input::NeverRan(format!("target QEMU refused to run: {detail}")),
+            Ok(()) | Err(_) => Input::VmFailed(format!("target QEMU: {detail}")),
+        };
+    }
+    // Lost reply: it counts as executed until QEMU is proven dead.
+    loop {
+        tokio::time::sleep(ASK_INTERVAL).await;
+        match vm.qmp.query_status().await {
+            Ok(status) if status.running => return Input::VmResumed,
+            Ok(_) => {}
+            Err(error) => return Input::VmFailed(error.to_string()),
+        }
+    }
+}
+
+async fn give(inputs: &mpsc::Sender<Input>, input: Input) {
+    if inputs.send(input).await.is_err() {
+        tracing::debug!("the session has ended");
+    }
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Prepare => "prepare",
+        Phase::Precopy => "precopy",
+        Phase::Load => "load",
+        Phase::Complete => "complete",
+        Phase::Commit => "commit",
+        Phase::Settle => "settle",
+    }
+}
