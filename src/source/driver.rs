@@ -386,6 +386,7 @@ impl Driver {
     }
 
     async fn finish(mut self, outcome: Outcome) -> anyhow::Result<Outcome> {
+        let ended = now();
         self.progress.finish();
         self.call_hook(match outcome {
             Outcome::Arrived => HookPhase::Running,
@@ -405,8 +406,11 @@ impl Driver {
         for call in self.hook_calls.drain(..) {
             crate::hook::finish(Some(call)).await;
         }
+        if let Ok(door) = Arc::try_unwrap(self.door) {
+            door.close().await;
+        }
         let report = self.tally.report(
-            now(),
+            ended,
             "source",
             self.me.vm.clone(),
             self.peer_name,

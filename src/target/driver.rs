@@ -301,6 +301,7 @@ impl Driver {
     }
 
     async fn finish(mut self, outcome: Outcome) -> anyhow::Result<Outcome> {
+        let ended = now();
         self.progress.finish();
         match outcome {
             Outcome::Arrived => {}
@@ -310,8 +311,11 @@ impl Driver {
         for call in self.hook_calls.drain(..) {
             crate::hook::finish(Some(call)).await;
         }
+        if let Ok(door) = Arc::try_unwrap(self.door) {
+            door.close().await;
+        }
         let report = self.tally.report(
-            now(),
+            ended,
             "target",
             self.me.vm.clone(),
             self.peer_name,
