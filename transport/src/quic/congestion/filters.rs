@@ -1,4 +1,4 @@
-//! Windowed maximum and minimum.
+//! Windowed maximum, minimum and median.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -81,6 +81,8 @@ impl TimeMin {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Median {
     entries: VecDeque<Duration>,
+    /// Known after each update: it is asked for more often than it changes.
+    median: Option<Duration>,
 }
 
 const MEDIAN_OF: usize = 15;
@@ -91,12 +93,13 @@ impl Median {
             self.entries.pop_front();
         }
         self.entries.push_back(value);
+        let mut sorted: Vec<Duration> = self.entries.iter().copied().collect();
+        sorted.sort_unstable();
+        self.median = sorted.get(sorted.len() / 2).copied();
     }
 
     pub(super) fn get(&self) -> Option<Duration> {
-        let mut sorted: Vec<Duration> = self.entries.iter().copied().collect();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() / 2).copied()
+        self.median
     }
 }
 
@@ -118,6 +121,19 @@ mod tests {
         assert_eq!(filter.get(), Some(59));
         filter.restart(10, 7);
         assert_eq!(filter.get(), Some(7));
+    }
+
+    #[test]
+    fn median_is_of_the_last_fifteen() {
+        let mut filter = Median::default();
+        for ms in [900, 900, 1, 2, 3] {
+            filter.update(Duration::from_millis(ms));
+        }
+        assert_eq!(filter.get(), Some(Duration::from_millis(3)));
+        for ms in 0..15 {
+            filter.update(Duration::from_millis(ms));
+        }
+        assert_eq!(filter.get(), Some(Duration::from_millis(7)));
     }
 
     /// Rising values are the worst case: each could be the next minimum.

@@ -25,13 +25,19 @@
 //! **target** is the queue that is allowed; **trim** scales the window down while the queue is
 //! above it.
 //!
-//! Reading order: `machine` (what happens when), `rounds` (a round's sums), `flight` (delivery rate
-//! from marks), `filters`, `controller` (the quinn side).
+//! Two rules keep a false queue from starving the flow. Jitter, measured as the usual distance of a
+//! round's mean from its least, is added to the base and to the target. And a rate that our own
+//! window allowed does not displace a greater one that the link has shown before.
+//!
+//! Reading order: `machine` (what happens when), `phase` (its constants), `path` (what is known of
+//! the path), `rounds` (a round's sums), `flight` (delivery rate from marks), `filters`,
+//! `controller` (the quinn side), `simulation` and `tests` (what it makes of links).
 
 mod controller;
 mod filters;
 mod flight;
 mod machine;
+mod path;
 mod phase;
 mod rounds;
 #[cfg(test)]

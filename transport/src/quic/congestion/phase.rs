@@ -34,8 +34,11 @@ pub(super) const DRAIN_ROUNDS: u32 = 3;
 /// Trim below which a standing queue is blamed on others.
 pub(super) const CROWDED_TRIM: f64 = 0.75;
 pub(super) const TRIM_MIN: f64 = 0.5;
-/// Loss that is taken for a policer or a full buffer; less is taken for the weather.
+/// Loss above the usual one that is taken for a policer or a full buffer; less is taken for the
+/// weather.
 pub(super) const CRUISE_LOSS: f64 = 0.08;
+/// Rounds after which loss becomes usual: a smaller window has had its time to help by then.
+pub(super) const USUAL_LOSS_ROUNDS: f64 = 16.0;
 
 /// What the controller is doing.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -94,6 +97,16 @@ impl Phase {
             boost: 0.0,
             rate_before: rate,
             calm_at: now,
+        }
+    }
+
+    /// How long a least round trip time is believed; longer while others hold the queue.
+    pub(super) fn rtt_window(self) -> Duration {
+        match self {
+            Self::Crowded { .. } | Self::StepBack { .. } => Duration::from_secs(30),
+            Self::Startup { .. } | Self::Hold { .. } | Self::Drain { .. } | Self::Cruise { .. } => {
+                Duration::from_secs(10)
+            }
         }
     }
 

@@ -84,8 +84,8 @@ fn jitter_does_not_starve_the_flow() {
         "jitter-40m",
         Expected {
             share: 0.90,
-            p50_ms: 80.0,
-            p95_ms: 120.0,
+            p50_ms: 10.0,
+            p95_ms: 25.0,
         },
     );
 }
@@ -112,12 +112,12 @@ fn startup_is_quick_and_does_not_flood() {
     let first = simulation.run(Duration::from_secs(1));
     let second = simulation.run(Duration::from_secs(1));
     let share = share_of_ceiling(&second, &link);
-    println!("first second: {first:?}");
     assert!(first.queue_drops < 500, "{first:?}");
     assert!(share > 0.9, "{share}");
 }
 
-/// The link falls to a fifth and recovers: the queue drains, and the rate is found again.
+/// The link falls to a fifth: after a second the queue that this built is gone. It recovers: after
+/// a second the rate is found again.
 #[test]
 fn a_link_that_changes_its_rate_is_followed() {
     let fast = named("wan-100m").expect("a known name");
@@ -127,33 +127,18 @@ fn a_link_that_changes_its_rate_is_followed() {
     };
     let mut simulation = Simulation::new(&fast, Controller::Scaleaway, 3);
     simulation.run(Duration::from_secs(5));
-    simulation.set_link(&slow);
-    for second in 0..5 {
-        let o = simulation.run(Duration::from_secs(1));
-        println!(
-            "slow {second}: {:.1} % p50 {:.1} p95 {:.1} drops {} {:?}",
-            share_of_ceiling(&o, &slow) * 100.0,
-            o.queue_ms_at(0.5),
-            o.queue_ms_at(0.95),
-            o.queue_drops,
-            simulation.estimate()
-        );
-    }
-    simulation.set_link(&fast);
-    for second in 0..5 {
-        let o = simulation.run(Duration::from_secs(1));
-        println!(
-            "fast {second}: {:.1} % p50 {:.1} p95 {:.1} drops {} {:?}",
-            share_of_ceiling(&o, &fast) * 100.0,
-            o.queue_ms_at(0.5),
-            o.queue_ms_at(0.95),
-            o.queue_drops,
-            simulation.estimate()
-        );
+    for link in [slow, fast] {
+        simulation.set_link(&link);
+        let first = simulation.run(Duration::from_secs(1));
+        let later = simulation.run(Duration::from_secs(4));
+        let share = share_of_ceiling(&later, &link);
+        assert_eq!(first.queue_drops + later.queue_drops, 0);
+        assert!(share > 0.95, "{share}");
+        assert!(later.queue_ms_at(0.95) < 15.0, "{later:?}");
     }
 }
 
-/// After a cut the flow comes back at about its old rate.
+/// After a cut the flow comes back at its old rate, and does not take the silence for a queue.
 #[test]
 fn a_cut_is_survived() {
     let link = named("wan-100m").expect("a known name");
@@ -162,16 +147,32 @@ fn a_cut_is_survived() {
     simulation.set_cut(true);
     simulation.run(Duration::from_secs(5));
     simulation.set_cut(false);
-    for second in 0..5 {
-        let o = simulation.run(Duration::from_secs(1));
-        println!(
-            "after {second}: {:.1} % p50 {:.1} p95 {:.1} drops {} {:?}",
-            share_of_ceiling(&o, &link) * 100.0,
-            o.queue_ms_at(0.5),
-            o.queue_ms_at(0.95),
-            o.queue_drops,
-            simulation.estimate()
-        );
+    simulation.run(Duration::from_secs(1));
+    let after = simulation.run(Duration::from_secs(2));
+    let share = share_of_ceiling(&after, &link);
+    assert!(share > 0.95, "{share}");
+    assert!(after.queue_ms_at(0.95) < 15.0, "{after:?}");
+}
+
+/// Loss that would stop anything else, also at many packets in flight: eight streams stay below
+/// the number of gaps at which a receiver gives up.
+#[test]
+fn heavy_loss_slows_the_flow_but_does_not_end_it() {
+    let satellite = LinkParams {
+        loss: Loss::Random { share: 0.05 },
+        ..LinkParams::clean(400_000_000, Duration::from_millis(150))
+    };
+    let rough = LinkParams {
+        loss: Loss::Random { share: 0.10 },
+        ..LinkParams::clean(100_000_000, Duration::from_millis(25))
+    };
+    for link in [satellite, rough] {
+        let mut simulation = Simulation::new(&link, Controller::Scaleaway, 5);
+        simulation.run(Duration::from_secs(5));
+        let steady = simulation.run(Duration::from_secs(4));
+        let share = share_of_ceiling(&steady, &link);
+
+        assert!(share > 0.6, "{share} on {link:?}");
     }
 }
 

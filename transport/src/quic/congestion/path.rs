@@ -1,0 +1,136 @@
+//! The model of the path: how fast it delivers, how long it takes without a queue.
+
+use std::time::{Duration, Instant};
+
+use super::filters::{Median, RoundMax, TimeMin};
+use super::flight::RateSample;
+use super::rounds::Round;
+use super::scaled;
+
+/// Below this a round trip time is the hosts' latency, not the path's: without the floor loopback
+/// runs at a fifteenth of its speed.
+const RTT_FLOOR: Duration = Duration::from_millis(2);
+/// Quinn's batch: packets that are sent at one instant.
+const BATCH_PACKETS: u64 = 10;
+
+/// Rate and round trip times of the path.
+#[derive(Debug, Clone)]
+pub(super) struct PathModel {
+    pub(super) mtu: u64,
+    rate: RoundMax,
+    /// Least round trip time of packets.
+    rtt: TimeMin,
+    /// Least mean round trip time of rounds.
+    base: TimeMin,
+    /// Mean less least round trip time, round by round.
+    spread: Median,
+    /// Rounds that said something of the link's rate: their number is the rate filter's time.
+    rounds: u64,
+}
+
+impl PathModel {
+    pub(super) fn new(mtu: u16) -> Self {
+        Self {
+            mtu: u64::from(mtu),
+            rate: RoundMax::default(),
+            rtt: TimeMin::default(),
+            base: TimeMin::default(),
+            spread: Median::default(),
+            rounds: 0,
+        }
+    }
+
+    /// Rounds that said something of the link's rate.
+    pub(super) fn rounds(&self) -> u64 {
+        self.rounds
+    }
+
+    pub(super) fn rate(&self) -> Option<u64> {
+        self.rate.get()
+    }
+
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        self.rtt.get()
+    }
+
+    /// Round trip time without a queue, jitter included. The least mean alone is too small under
+    /// jitter, since the luckiest of all rounds has it.
+    pub(super) fn base(&self) -> Option<Duration> {
+        let jittered = self.rtt.get()? + self.jitter();
+        Some(self.base.get()?.max(jittered))
+    }
+
+    /// How far a round's packets lie above the quickest of them, on most rounds, when the batches
+    /// that we send are not the reason. A queue of our own lifts all packets alike.
+    fn jitter(&self) -> Duration {
+        let batch_s = self.rate.get().map_or(0.0, |rate| {
+            (BATCH_PACKETS * self.mtu) as f64 / rate.max(1) as f64
+        });
+        let batch = Duration::try_from_secs_f64(batch_s).unwrap_or(Duration::MAX);
+        self.spread.get().unwrap_or_default().saturating_sub(batch)
+    }
+
+    /// The queue that is allowed.
+    pub(super) fn target(&self) -> Duration {
+        let rtt = self.rtt.get().unwrap_or_default();
+        let quiet = (rtt / 10).clamp(Duration::from_millis(3), Duration::from_millis(15));
+        quiet + self.jitter()
+    }
+
+    /// Bandwidth-delay product of the quickest packets: for the phases whose rounds have Startup's
+    /// own queue in them.
+    pub(super) fn bdp_early(&self) -> Option<u64> {
+        self.bdp_of(self.rtt.get()?)
+    }
+
+    /// Bandwidth-delay product.
+    pub(super) fn bdp(&self) -> Option<u64> {
+        self.bdp_of(self.base()?)
+    }
+
+    fn bdp_of(&self, rtt: Duration) -> Option<u64> {
+        Some(scaled(self.rate.get()?, rtt.max(RTT_FLOOR).as_secs_f64()))
+    }
+
+    pub(super) fn take_rtt(&mut self, now: Instant, window: Duration, rtt: Duration) {
+        self.rtt.update(now, window, rtt);
+    }
+
+    pub(super) fn take_rate(&mut self, sample: RateSample, app_limited: bool, round: &mut Round) {
+        // Acknowledgements come in bunches: a sample of less than a round trip may be one.
+        if self
+            .rtt
+            .get()
+            .is_some_and(|rtt| sample.interval < rtt.mul_f64(0.9))
+        {
+            return;
+        }
+        round.rate_max = round.rate_max.max(sample.bytes_per_s);
+        if !app_limited || sample.bytes_per_s > self.rate.get().unwrap_or(0) {
+            self.rate.update(self.rounds, sample.bytes_per_s);
+        }
+    }
+
+    /// Takes a round's mean; returns the queue that it found above the base.
+    pub(super) fn end_round(
+        &mut self,
+        now: Instant,
+        window: Duration,
+        round: &Round,
+    ) -> Option<Duration> {
+        let (mean, least) = (round.rtt_mean()?, round.rtt_min_of(1)?);
+        self.base.update(now, window, mean);
+        self.spread.update(mean.saturating_sub(least));
+        Some(mean.saturating_sub(self.base()?))
+    }
+
+    /// A round tested the link: older rates lose weight.
+    pub(super) fn age_rate(&mut self) {
+        self.rounds += 1;
+    }
+
+    /// Forgets all rates but this one.
+    pub(super) fn restart_rate(&mut self, bytes_per_s: u64) {
+        self.rate.restart(self.rounds, bytes_per_s);
+    }
+}
