@@ -218,7 +218,7 @@ fn top_level_is_known() {
 fn files_name_no_workplace() {
     let words = [
         "/work/",
-        "/root/",
+        "/root/.",
         "/home/",
         ".internal",
         "artifactory",
