@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -112,6 +113,13 @@ impl Control {
         })?;
         ensure!(verified.pages > 0, "the guest's sweep looked at no page");
         Ok(verified)
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // The reading thread has the same connection; QEMU takes the next one after its end.
+        self.stream.shutdown(Shutdown::Both).ok();
     }
 }
 
