@@ -51,10 +51,10 @@ fn check(point: &str, expected: Place) -> anyhow::Result<()> {
         victim.output()
     );
 
-    way_out(&pair, source_dies, survivor)?;
+    let story = way_out(&pair, source_dies, survivor)?;
     let said = || {
         format!(
-            "{point}\nsend:\n{}\nreceive:\n{}",
+            "{point}\n{story}send:\n{}\nreceive:\n{}",
             send.output(),
             receive.output()
         )
