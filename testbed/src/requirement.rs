@@ -42,6 +42,16 @@ pub const GUESTS: [Requirement; 4] = [
     Requirement::Program("busybox"),
 ];
 
+/// What a test of hosts and the link between them needs.
+pub const NETWORK: [Requirement; 6] = [
+    Requirement::Root,
+    Requirement::Program("ip"),
+    Requirement::Program("bridge"),
+    Requirement::Program("ethtool"),
+    Requirement::Program("ping"),
+    Requirement::Program("iperf3"),
+];
+
 /// Whether a test can run here. If not, it says `Skipped` with the reason; and where a skip is a
 /// failure (`REQUIRE_ALL=1`) it is an error.
 ///

@@ -4,11 +4,15 @@ use std::path::Path;
 use std::process::Stdio;
 
 use testbed::lab::{CLIENT_ADDRESS, Lab, LabOptions, USER_ADDRESS};
+use testbed::requirement::{NETWORK, met};
 use testbed_link::named;
 
 /// Hosts have their own names, and neither can open a file of the other, by no path.
 #[test]
 fn hosts_cannot_open_each_others_files() -> anyhow::Result<()> {
+    if !met(&NETWORK)? {
+        return Ok(());
+    }
     let lab = Lab::start(&options("lan-500m")?)?;
     let inside = Path::new("/run/host/secret");
     for (host, other) in [(&lab.cloud, &lab.client), (&lab.client, &lab.cloud)] {
@@ -40,6 +44,9 @@ fn hosts_cannot_open_each_others_files() -> anyhow::Result<()> {
 /// Cloud and user are neighbours; the client is one round trip of the link away.
 #[test]
 fn only_the_link_joins_client_and_cloud() -> anyhow::Result<()> {
+    if !met(&NETWORK)? {
+        return Ok(());
+    }
     let lab = Lab::start(&options("wan-100m")?)?;
     let ping = |host: &testbed::host::Host, to: &str| -> anyhow::Result<f64> {
         let text = host.output(
@@ -73,6 +80,9 @@ fn only_the_link_joins_client_and_cloud() -> anyhow::Result<()> {
 /// A dropped lab leaves no process and no file.
 #[test]
 fn dropped_lab_is_gone() -> anyhow::Result<()> {
+    if !met(&NETWORK)? {
+        return Ok(());
+    }
     let lab = Lab::start(&options("lan-500m")?)?;
     let (dir, holder) = (lab.dir().to_owned(), lab.cloud.holder());
     let mut sleeper = lab.cloud.command("sleep");

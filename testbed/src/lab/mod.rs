@@ -194,7 +194,7 @@ fn host_settings(options: &LabOptions, dir: &RunDir, role: &str) -> anyhow::Resu
 fn start_emulator(options: &LabOptions, middle: &Host) -> anyhow::Result<HostProcess> {
     let link = serde_json::to_string(&LinkJson::from(&options.link))?;
     // It must be on time whatever the guests do; where real time is refused, as nice as allowed.
-    let on_time = "chrt --rr 1 true && exec chrt --rr 1 \"$@\"; exec nice -n -10 \"$@\"";
+    let on_time = "chrt --rr 10 true && exec chrt --rr 10 \"$@\"; exec nice -n -10 \"$@\"";
     let mut command = middle.command("sh");
     command
         .args(["-c", on_time, "sh"])
