@@ -70,7 +70,7 @@ impl Machine {
     /// What is known of the path.
     pub fn estimate(&self) -> Estimate {
         Estimate {
-            rate_bytes_per_s: self.path.rate(),
+            rate_bytes_per_s: self.path.recent_rate(),
             rtt_min: self.path.rtt(),
             queueing: self.queue,
             phase: self.phase.name(),
@@ -172,8 +172,8 @@ impl Machine {
     }
 
     fn end_round(&mut self, now: Instant, round: &Round) {
-        if !round.app_limited && !self.holds_back(round) {
-            self.path.age_rate();
+        if !round.app_limited {
+            self.path.age_rates(self.holds_back(round));
         }
         let Some(queue) = self.path.end_round(now, self.phase.rtt_window(), round) else {
             return;

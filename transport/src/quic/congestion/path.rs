@@ -12,12 +12,16 @@ use super::scaled;
 const RTT_FLOOR: Duration = Duration::from_millis(2);
 /// Quinn's batch: packets that are sent at one instant.
 const BATCH_PACKETS: u64 = 10;
+/// Longest queue that is allowed for the batches' sake.
+const BATCH_TIME_MAX: Duration = Duration::from_millis(30);
 
 /// Rate and round trip times of the path.
 #[derive(Debug, Clone)]
 pub(super) struct PathModel {
     pub(super) mtu: u64,
     rate: RoundMax,
+    /// The same without the memory for rounds in which the window was what limited the rate.
+    recent_rate: RoundMax,
     /// Least round trip time of packets.
     rtt: TimeMin,
     /// Least mean round trip time of rounds.
@@ -26,6 +30,7 @@ pub(super) struct PathModel {
     spread: Median,
     /// Rounds that said something of the link's rate: their number is the rate filter's time.
     rounds: u64,
+    recent_rounds: u64,
 }
 
 impl PathModel {
@@ -33,10 +38,12 @@ impl PathModel {
         Self {
             mtu: u64::from(mtu),
             rate: RoundMax::default(),
+            recent_rate: RoundMax::default(),
             rtt: TimeMin::default(),
             base: TimeMin::default(),
             spread: Median::default(),
             rounds: 0,
+            recent_rounds: 0,
         }
     }
 
@@ -47,6 +54,11 @@ impl PathModel {
 
     pub(super) fn rate(&self) -> Option<u64> {
         self.rate.get()
+    }
+
+    /// What the link gave lately, held back or not: for reports, not for windows.
+    pub(super) fn recent_rate(&self) -> Option<u64> {
+        self.recent_rate.get()
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {
@@ -63,18 +75,28 @@ impl PathModel {
     /// How far a round's packets lie above the quickest of them, on most rounds, when the batches
     /// that we send are not the reason. A queue of our own lifts all packets alike.
     fn jitter(&self) -> Duration {
-        let batch_s = self.rate.get().map_or(0.0, |rate| {
-            (BATCH_PACKETS * self.mtu) as f64 / rate.max(1) as f64
-        });
-        let batch = Duration::try_from_secs_f64(batch_s).unwrap_or(Duration::MAX);
-        self.spread.get().unwrap_or_default().saturating_sub(batch)
+        self.spread
+            .get()
+            .unwrap_or_default()
+            .saturating_sub(self.batch())
+    }
+
+    /// How long the link takes for a batch.
+    fn batch(&self) -> Duration {
+        let bytes = (BATCH_PACKETS * self.mtu) as f64;
+        let batch_s = self
+            .rate
+            .get()
+            .map_or(0.0, |rate| bytes / rate.max(1) as f64);
+        Duration::try_from_secs_f64(batch_s).unwrap_or(Duration::MAX)
     }
 
     /// The queue that is allowed.
     pub(super) fn target(&self) -> Duration {
         let rtt = self.rtt.get().unwrap_or_default();
         let quiet = (rtt / 10).clamp(Duration::from_millis(3), Duration::from_millis(15));
-        quiet + self.jitter()
+        // Less than a batch is no queue; and a small flow beside a large one must not give way first.
+        quiet.max(self.batch().min(BATCH_TIME_MAX)) + self.jitter()
     }
 
     /// Bandwidth-delay product of the quickest packets: for the phases whose rounds have Startup's
@@ -106,8 +128,12 @@ impl PathModel {
             return;
         }
         round.rate_max = round.rate_max.max(sample.bytes_per_s);
-        if !app_limited || sample.bytes_per_s > self.rate.get().unwrap_or(0) {
-            self.rate.update(self.rounds, sample.bytes_per_s);
+        let rate = sample.bytes_per_s;
+        if !app_limited || rate > self.rate.get().unwrap_or(0) {
+            self.rate.update(self.rounds, rate);
+        }
+        if !app_limited || rate > self.recent_rate.get().unwrap_or(0) {
+            self.recent_rate.update(self.recent_rounds, rate);
         }
     }
 
@@ -124,13 +150,16 @@ impl PathModel {
         Some(mean.saturating_sub(self.base()?))
     }
 
-    /// A round tested the link: older rates lose weight.
-    pub(super) fn age_rate(&mut self) {
-        self.rounds += 1;
+    /// A round is over in which the application used the window. Unless the window was what `held
+    /// back` the rate, it tested the link, and older rates lose weight.
+    pub(super) fn age_rates(&mut self, held_back: bool) {
+        self.recent_rounds += 1;
+        self.rounds += u64::from(!held_back);
     }
 
     /// Forgets all rates but this one.
     pub(super) fn restart_rate(&mut self, bytes_per_s: u64) {
         self.rate.restart(self.rounds, bytes_per_s);
+        self.recent_rate.restart(self.recent_rounds, bytes_per_s);
     }
 }

@@ -32,8 +32,8 @@ const PROBE: Duration = Duration::from_millis(50);
 /// What happened between two moments.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// Bytes that the target's application read, in bit/s.
-    pub(super) goodput_bps: f64,
+    /// Bytes that each target's application read, in bit/s.
+    pub(super) goodput_bps: Vec<f64>,
     /// Time that a packet would have waited in the data direction's queue.
     queue_ms: Vec<f64>,
     /// Packets that did not fit the queue.
@@ -54,16 +54,23 @@ impl Outcome {
     }
 }
 
-/// A source that always has data, a target that always reads, and the link between them.
+/// Sources that always have data, targets that always read, and the link that they share.
 pub(super) struct Simulation {
     start: Instant,
     now: Duration,
+    flows: Vec<Flow>,
+    forward: Link<Packet>,
+    backward: Link<Packet>,
+}
+
+struct Flow {
     source: Side,
     target: Side,
-    forward: Link<Vec<u8>>,
-    backward: Link<Vec<u8>>,
     received_bytes: u64,
 }
+
+/// The flow that a datagram belongs to, and the datagram.
+type Packet = (usize, Vec<u8>);
 
 impl Simulation {
     pub(super) fn new(link: &LinkParams, controller: Controller, seed: u64) -> Self {
@@ -72,26 +79,35 @@ impl Simulation {
             reason = "virtual time counts from any instant"
         )]
         let start = Instant::now();
+        let link = |seed| Link::new(*link, seed).expect("sound parameters");
+        let mut simulation = Self {
+            start,
+            now: Duration::ZERO,
+            flows: Vec::new(),
+            forward: link(seed),
+            backward: link(seed ^ 0x5eed),
+        };
+        simulation.add_flow(controller);
+        simulation
+    }
+
+    /// Another pair of hosts begins.
+    pub(super) fn add_flow(&mut self, controller: Controller) {
         let tuning = Tuning {
             controller,
             ..Tuning::default()
         };
-        let link = |seed| Link::new(*link, seed).expect("sound parameters");
-        Self {
-            start,
-            now: Duration::ZERO,
-            source: Side::dialer(&tuning, start),
+        self.flows.push(Flow {
+            source: Side::dialer(&tuning, self.start + self.now),
             target: Side::listener(&tuning),
-            forward: link(seed),
-            backward: link(seed ^ 0x5eed),
             received_bytes: 0,
-        }
+        });
     }
 
     /// Lets time pass.
     pub(super) fn run(&mut self, time: Duration) -> Outcome {
         let (begin, end) = (self.now, self.now + time);
-        let received_before = self.received_bytes;
+        let received_before = self.received_bytes();
         let drops_before = self.forward.counters().queue_drops.packets;
         let mut queue_ms = Vec::new();
         let mut probe_at = begin;
@@ -102,19 +118,17 @@ impl Simulation {
                 probe_at += PROBE;
             }
             self.step();
-            let next = [
-                self.forward.next_delivery(),
-                self.backward.next_delivery(),
-                self.source.timeout(self.start),
-                self.target.timeout(self.start),
-            ];
-            let next = next.into_iter().flatten().min().unwrap_or(end);
             // An event that is due at once still moves time on, or a bug would hang the test.
             let soonest = self.now + Duration::from_nanos(1);
+            let next = self.next_event().unwrap_or(end);
             self.now = next.clamp(soonest, end.min(probe_at).max(soonest));
         }
+        let received = self.received_bytes();
+        let grown = received.iter().zip(received_before);
         Outcome {
-            goodput_bps: (self.received_bytes - received_before) as f64 * 8.0 / time.as_secs_f64(),
+            goodput_bps: grown
+                .map(|(after, before)| (after - before) as f64 * 8.0 / time.as_secs_f64())
+                .collect(),
             queue_ms,
             queue_drops: self.forward.counters().queue_drops.packets - drops_before,
         }
@@ -134,32 +148,88 @@ impl Simulation {
         }
     }
 
-    /// What our controller knows.
+    /// What our controller of the first flow knows.
     pub(super) fn estimate(&self) -> Estimate {
-        let (_, connection) = self.source.connection.as_ref().expect("it dialled");
+        let (_, connection) = self.flows[0]
+            .source
+            .connection
+            .as_ref()
+            .expect("it dialled");
         let controller = connection.congestion_state().clone_box().into_any();
-        controller
-            .downcast::<Scaleaway>()
-            .expect("it is ours")
-            .estimate()
+        let controller = controller.downcast::<Scaleaway>().expect("it is ours");
+        controller.estimate()
+    }
+
+    fn received_bytes(&self) -> Vec<u64> {
+        self.flows.iter().map(|flow| flow.received_bytes).collect()
+    }
+
+    fn next_event(&mut self) -> Option<Duration> {
+        let start = self.start;
+        let flows = self.flows.iter_mut();
+        let timers =
+            flows.flat_map(|flow| [flow.source.timeout(start), flow.target.timeout(start)]);
+        let links = [self.forward.next_delivery(), self.backward.next_delivery()];
+        timers.chain(links).flatten().min()
     }
 
     fn step(&mut self) {
-        let now = self.start + self.now;
-        while let Some(packet) = self.forward.poll(self.now) {
-            self.target
-                .receive(now, &packet, &mut self.backward, self.now);
+        let (now, at) = (self.start + self.now, self.now);
+        while let Some((flow, datagram)) = self.forward.poll(at) {
+            let out = &mut Outlet {
+                link: &mut self.backward,
+                at,
+                flow,
+            };
+            self.flows[flow].target.receive(now, &datagram, out);
         }
-        while let Some(packet) = self.backward.poll(self.now) {
-            self.source
-                .receive(now, &packet, &mut self.forward, self.now);
+        while let Some((flow, datagram)) = self.backward.poll(at) {
+            let out = &mut Outlet {
+                link: &mut self.forward,
+                at,
+                flow,
+            };
+            self.flows[flow].source.receive(now, &datagram, out);
         }
-        self.source.handle_timeout(now);
-        self.target.handle_timeout(now);
-        self.received_bytes += self.target.read();
-        self.target.transmit(now, &mut self.backward, self.now);
-        self.source.write();
-        self.source.transmit(now, &mut self.forward, self.now);
+        for (number, flow) in self.flows.iter_mut().enumerate() {
+            flow.source.handle_timeout(now);
+            flow.target.handle_timeout(now);
+            flow.received_bytes += flow.target.read();
+            flow.target.transmit(
+                now,
+                &mut Outlet {
+                    link: &mut self.backward,
+                    at,
+                    flow: number,
+                },
+            );
+            flow.source.write();
+            flow.source.transmit(
+                now,
+                &mut Outlet {
+                    link: &mut self.forward,
+                    at,
+                    flow: number,
+                },
+            );
+        }
+    }
+}
+
+/// Where a side's datagrams go.
+struct Outlet<'a> {
+    link: &'a mut Link<Packet>,
+    at: Duration,
+    flow: usize,
+}
+
+impl Outlet<'_> {
+    fn offer(&mut self, datagram: &[u8]) {
+        let length = u32::try_from(datagram.len() + HEADER_BYTES).expect("datagrams are small");
+        // A dropped packet is what the test is about.
+        let _verdict = self
+            .link
+            .offer(self.at, length, (self.flow, datagram.to_vec()));
     }
 }
 
@@ -211,7 +281,7 @@ impl Side {
         Self::new(Some(config), address(1), 2)
     }
 
-    fn receive(&mut self, now: Instant, packet: &[u8], out: &mut Link<Vec<u8>>, at: Duration) {
+    fn receive(&mut self, now: Instant, packet: &[u8], out: &mut Outlet<'_>) {
         self.buffer.clear();
         let data = BytesMut::from(packet);
         let event = self
@@ -228,7 +298,7 @@ impl Side {
                     Some(accepted.unwrap_or_else(|error| panic!("{:?}", error.cause)));
             }
             Some(DatagramEvent::Response(transmit)) => {
-                offer(out, at, &self.buffer[..transmit.size]);
+                out.offer(&self.buffer[..transmit.size]);
             }
             None => {}
         }
@@ -300,7 +370,7 @@ impl Side {
         total
     }
 
-    fn transmit(&mut self, now: Instant, out: &mut Link<Vec<u8>>, at: Duration) {
+    fn transmit(&mut self, now: Instant, out: &mut Outlet<'_>) {
         let Some((handle, connection)) = &mut self.connection else {
             return;
         };
@@ -317,16 +387,10 @@ impl Side {
             };
             let size = transmit.segment_size.unwrap_or(transmit.size);
             for datagram in self.buffer[..transmit.size].chunks(size) {
-                offer(out, at, datagram);
+                out.offer(datagram);
             }
         }
     }
-}
-
-fn offer(link: &mut Link<Vec<u8>>, at: Duration, datagram: &[u8]) {
-    let length = u32::try_from(datagram.len() + HEADER_BYTES).expect("datagrams are small");
-    // A dropped packet is what the test is about.
-    let _verdict = link.offer(at, length, datagram.to_vec());
 }
 
 fn address(host: u8) -> SocketAddr {

@@ -176,6 +176,57 @@ fn heavy_loss_slows_the_flow_but_does_not_end_it() {
     }
 }
 
+/// A second flow of ours gets to its share, and neither it nor cubic is starved: the slow one of
+/// two is never below a tenth of the link.
+#[test]
+fn others_on_the_link_get_their_share() {
+    let link = named("wan-100m").expect("a known name");
+    for (other, share_min) in [(Controller::Scaleaway, 0.35), (Controller::Cubic, 0.10)] {
+        let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
+        simulation.run(Duration::from_secs(5));
+        simulation.add_flow(other);
+        simulation.run(Duration::from_secs(5));
+        let early = simulation.run(Duration::from_secs(10));
+        let late = simulation.run(Duration::from_secs(10));
+        println!(
+            "beside {other}: {:.1?}, then {:.1?} Mbit/s",
+            mbps(&early),
+            mbps(&late)
+        );
+        let all: f64 = late.goodput_bps.iter().sum();
+        assert!(all > 0.9 * link.rate_bps as f64, "{late:?}");
+        assert!(
+            late.goodput_bps.iter().all(|bps| *bps > share_min * all),
+            "{late:?}"
+        );
+        assert!(
+            early.goodput_bps.iter().all(|bps| *bps > 0.1 * all),
+            "{early:?}"
+        );
+    }
+}
+
+/// A buffer of a tenth of the bandwidth-delay product is overrun in bursts, not filled for ever.
+#[test]
+fn a_shallow_buffer_costs_little() {
+    let link = LinkParams {
+        buffer_bytes: 60_000,
+        ..named("wan-100m").expect("a known name")
+    };
+    let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
+    simulation.run(Duration::from_secs(2));
+    let steady = simulation.run(Duration::from_secs(5));
+    let share = share_of_ceiling(&steady, &link);
+    println!(
+        "{:.1} % of the ceiling, {} drops",
+        share * 100.0,
+        steady.queue_drops
+    );
+    assert!(share > 0.9, "{share}");
+    // 43 000 packets pass in five seconds.
+    assert!(steady.queue_drops < 2_000, "{steady:?}");
+}
+
 #[derive(Clone, Copy)]
 struct Expected {
     share: f64,
@@ -209,5 +260,9 @@ fn share_of_ceiling(outcome: &Outcome, link: &LinkParams) -> f64 {
         Loss::None => 0.0,
         Loss::Random { share } | Loss::Bursts { share, .. } => share,
     };
-    outcome.goodput_bps / (link.rate_bps as f64 * CEILING * (1.0 - lost))
+    outcome.goodput_bps[0] / (link.rate_bps as f64 * CEILING * (1.0 - lost))
+}
+
+fn mbps(outcome: &Outcome) -> Vec<f64> {
+    outcome.goodput_bps.iter().map(|bps| bps / 1e6).collect()
 }
