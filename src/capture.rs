@@ -99,6 +99,7 @@ impl Capture {
             pass_pages: 0,
             empty_sections: 0,
             tail: Vec::new(),
+            zeroed: Zeroed::default(),
         };
         std::thread::Builder::new()
             .name("capture".into())
@@ -158,6 +159,8 @@ struct Reader {
     pass_pages: u64,
     empty_sections: u32,
     tail: Vec<u8>,
+    /// Pages that QEMU sent last as zero: the base of their next xbzrle change.
+    zeroed: Zeroed,
 }
 
 impl Reader {
@@ -235,7 +238,11 @@ impl Reader {
             } => {
                 self.xbzrle(address(block, page), encoded)?;
             }
-            Event::MultifdFlush => {}
+            Event::MultifdFlush => {
+                return Err(CaptureError::Refused(
+                    "QEMU sends pages over other sockets (multifd)".into(),
+                ));
+            }
             Event::RamEnd { phase, pages } => self.ram_end(phase, pages)?,
             // Dirty bitmaps of disks travel with the device state, in their order.
             Event::Section { bytes, .. } | Event::Tail(bytes) => self.keep_tail(bytes)?,
@@ -279,6 +286,7 @@ impl Reader {
             shadow: Arc::new(shadow),
             layout,
         };
+        self.zeroed = Zeroed::of(&image.layout);
         self.image = Some(image.clone());
         self.tell(Captured::Head {
             head: self.head.clone(),
@@ -296,12 +304,14 @@ impl Reader {
             self.run_first = Some(at);
         }
         self.run.extend_from_slice(content);
+        self.zeroed.set(at, false);
         self.announced()
     }
 
     fn zero(&mut self, at: PageAddress) -> Result<(), CaptureError> {
         self.flush_run()?;
         self.image()?.dirty.mark_zero(at);
+        self.zeroed.set(at, true);
         self.announced()
     }
 
@@ -310,7 +320,10 @@ impl Reader {
         self.flush_run()?;
         let mut content = [0; PAGE_SIZE];
         let image = self.image()?;
-        image.shadow.read(at, &mut content)?;
+        // The shadow keeps no zero pages.
+        if !self.zeroed.get(at) {
+            image.shadow.read(at, &mut content)?;
+        }
         xbzrle::apply(&mut content, encoded)
             .map_err(|error| CaptureError::Refused(format!("xbzrle: {error}")))?;
         self.page(at, &content)
@@ -391,6 +404,37 @@ impl Reader {
         self.events
             .blocking_send(event)
             .map_err(|_| CaptureError::SessionGone)
+    }
+}
+
+/// One bit per page.
+#[derive(Debug, Default)]
+struct Zeroed(Vec<Vec<u64>>);
+
+impl Zeroed {
+    fn of(layout: &Layout) -> Zeroed {
+        let words = |pages: u32| vec![0; usize::try_from(pages.div_ceil(64)).unwrap_or(0)];
+        Zeroed(
+            layout
+                .blocks()
+                .iter()
+                .map(|block| words(block.pages))
+                .collect(),
+        )
+    }
+
+    fn set(&mut self, at: PageAddress, zero: bool) {
+        let word = self.0.get_mut(usize::from(at.block.0));
+        if let Some(word) = word.and_then(|words| words.get_mut(at.page as usize / 64)) {
+            let bit = 1 << (at.page % 64);
+            *word = if zero { *word | bit } else { *word & !bit };
+        }
+    }
+
+    fn get(&self, at: PageAddress) -> bool {
+        let word = self.0.get(usize::from(at.block.0));
+        word.and_then(|words| words.get(at.page as usize / 64))
+            .is_some_and(|word| word & (1 << (at.page % 64)) != 0)
     }
 }
 

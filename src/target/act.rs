@@ -14,7 +14,6 @@ use transport::wire::{Frame, Purpose, RunState, Verify};
 use super::driver::Driver;
 use crate::fault;
 use crate::feed::Feeder;
-use crate::hook::HookPhase;
 use crate::journal::{Step, hex, safe_name};
 use crate::peer::send_frame;
 use crate::prove;
@@ -235,10 +234,6 @@ impl Driver {
             peer.connection
                 .close(transport::quic::CloseCode::Done, "done");
         }
-    }
-
-    pub(super) fn stopped(&mut self) {
-        self.call_hook(HookPhase::Stopped);
     }
 
     fn tell(&mut self, input: Input) {

@@ -78,7 +78,6 @@ pub(super) struct Driver {
     results: mpsc::Receiver<Input>,
     ticks: u32,
     told_bytes: u64,
-    told_stopped: bool,
     outcome: Option<Outcome>,
 }
 
@@ -130,7 +129,6 @@ impl Driver {
             results,
             ticks: 0,
             told_bytes: 0,
-            told_stopped: false,
             outcome: None,
         })
     }
@@ -192,11 +190,7 @@ impl Driver {
     fn frame(&mut self, frame: Frame) {
         match &frame {
             Frame::Commit { .. } => crate::fault::point("target-before-committed"),
-            // The first piece of device state: the source's guest is stopped.
-            Frame::Tail { .. } if !self.told_stopped => {
-                self.told_stopped = true;
-                self.stopped();
-            }
+            Frame::Stopped => self.call_hook(HookPhase::Stopped),
             _ => {}
         }
         self.machine.handle(now(), Input::Frame(frame));

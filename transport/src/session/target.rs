@@ -257,6 +257,8 @@ impl Target {
                 self.act(Action::Phase(Phase::Prepare));
                 self.act(Action::PrepareVm { head, blocks });
             }
+            // The driver has told the hook.
+            (State::Receiving, Frame::Stopped) => {}
             (State::Receiving, Frame::Tail { data, raw_len }) => {
                 self.tail_piece(now, data, raw_len)
             }

@@ -6,7 +6,7 @@
 //!  -> Layout                 block list and stream head; lanes open
 //!  <- LayoutTaken
 //!  -> (lanes) batches, Mark  <- Progress (applied), Applied (barrier)
-//!  -> Tail.. Final           after STOP
+//!  -> Stopped, Tail.. Final  after STOP
 //!  <- Loaded                 root of real memory; guest paused
 //!  -> Commit                 point of no return
 //!  <- Running | Refused | NeverRan
@@ -176,6 +176,8 @@ pub enum Frame {
         /// Number of the barrier, counted from 1.
         barrier: u32,
     },
+    /// Source: its guest is stopped; what is outside the data path (the overlay) may move.
+    Stopped,
     /// Source: a piece of device state, in order, zstd-compressed as one frame per piece.
     Tail {
         /// Compressed bytes.
@@ -253,6 +255,7 @@ impl Frame {
             Frame::LayoutTaken => "LayoutTaken",
             Frame::Progress { .. } => "Progress",
             Frame::Applied { .. } => "Applied",
+            Frame::Stopped => "Stopped",
             Frame::Tail { .. } => "Tail",
             Frame::Final { .. } => "Final",
             Frame::Loaded { .. } => "Loaded",

@@ -46,6 +46,7 @@ fn abort_code() -> impl Strategy<Value = AbortCode> {
         AbortCode::Memory,
         AbortCode::Resources,
         AbortCode::Unsettled,
+        AbortCode::Link,
     ])
 }
 
@@ -122,6 +123,7 @@ pub(crate) fn frame() -> impl Strategy<Value = Frame> {
             }
         ),
         Just(Frame::Running),
+        Just(Frame::Stopped),
         (attempt(), verdict(), any::<u64>()).prop_map(|(attempt, verdict, epoch)| Frame::Answer {
             attempt,
             verdict,

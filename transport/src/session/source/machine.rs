@@ -369,15 +369,20 @@ impl Source {
             reason = "a stopped guest is expected in all later states"
         )]
         match self.state {
-            State::Stopping => self.act(Action::Phase(Phase::Stop)),
+            State::Stopping => self.announce_stop(),
             State::Preparing | State::Layout => self.stopped_unasked = true,
             State::Precopy => {
                 self.stopped_unasked = true;
                 self.enter(now, State::Stopping, Some(STOP_MAX));
-                self.act(Action::Phase(Phase::Stop));
+                self.announce_stop();
             }
             _ => {}
         }
+    }
+
+    fn announce_stop(&mut self) {
+        self.act(Action::Phase(Phase::Stop));
+        self.act(Action::Send(Frame::Stopped));
     }
 
     fn ram_end(&mut self, now: Instant) {

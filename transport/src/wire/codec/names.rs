@@ -56,6 +56,7 @@ impl Coded for AbortCode {
         (Self::Memory, 5),
         (Self::Resources, 6),
         (Self::Unsettled, 7),
+        (Self::Link, 8),
     ];
 }
 
@@ -94,6 +95,7 @@ mod tests {
             AbortCode::Memory,
             AbortCode::Resources,
             AbortCode::Unsettled,
+            AbortCode::Link,
         ]);
     }
 }

@@ -45,6 +45,7 @@ pub(super) fn frame(kind: u8, body: Bytes) -> Result<Frame, WireError> {
             run_state: body.coded("run_state")?,
         },
         kind::RUNNING => Frame::Running,
+        kind::STOPPED => Frame::Stopped,
         kind::ANSWER => Frame::Answer {
             attempt: AttemptId(body.array("attempt")?),
             verdict: body.coded("verdict")?,

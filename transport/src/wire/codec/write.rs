@@ -37,7 +37,7 @@ impl Frame {
                 put_text("qemu", qemu, out)?;
             }
             Self::Layout { head, blocks } => return put_layout(head, blocks, out),
-            Self::LayoutTaken | Self::Running => {}
+            Self::LayoutTaken | Self::Stopped | Self::Running => {}
             Self::Progress { applied_bytes } => {
                 applied_bytes.iter().for_each(|bytes| out.put_u64(*bytes));
             }
@@ -99,6 +99,7 @@ impl Frame {
             Self::LayoutTaken => kind::LAYOUT_TAKEN,
             Self::Progress { .. } => kind::PROGRESS,
             Self::Applied { .. } => kind::APPLIED,
+            Self::Stopped => kind::STOPPED,
             Self::Tail { .. } => kind::TAIL,
             Self::Final { .. } => kind::FINAL,
             Self::Loaded { .. } => kind::LOADED,
