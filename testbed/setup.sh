@@ -10,7 +10,8 @@
 set -eu
 
 packages='build-essential pkg-config iproute2 iputils-ping ethtool iperf3 mmdebstrap e2fsprogs
-    busybox-static zstd util-linux procps openssh-client openssh-server debian-archive-keyring'
+    busybox-static zstd util-linux procps openssh-client openssh-server ca-certificates
+    debian-archive-keyring'
 backports_list=/etc/apt/sources.list.d/scaleaway-backports.list
 rust_min_minor=88
 qemu_min=10
