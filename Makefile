@@ -9,12 +9,12 @@ ARGS ?=
 
 # A live Debian guest moves over an emulated WAN, beside QEMU's own migration (root, ~10 minutes).
 demo: setup
-	$(CARGO) build --release --bin scaleaway -p testbed --bin testbed
+	$(CARGO) build --release -p scaleaway -p testbed --bin scaleaway --bin testbed
 	$(TARGET)/release/testbed run demo --report $(TARGET)/demo.json
 
 # All tests that a machine without special hardware can run, then the lab's smoke scenario (root).
 test: setup
-	$(CARGO) build --bin scaleaway -p testbed --bin testbed
+	$(CARGO) build -p scaleaway -p testbed --bin scaleaway --bin testbed
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	    $(CARGO) nextest run --workspace --no-fail-fast && $(CARGO) test --workspace --doc; \
 	else \
@@ -33,7 +33,7 @@ bench:
 
 # make lab ARGS='run dirty8/wan-100m --arm scaleaway'
 lab: setup
-	$(CARGO) build --release --bin scaleaway -p testbed --bin testbed
+	$(CARGO) build --release -p scaleaway -p testbed --bin scaleaway --bin testbed
 	$(TARGET)/release/testbed $(or $(ARGS),list)
 
 setup:
@@ -41,7 +41,7 @@ setup:
 
 # A live migration between two QEMUs of 7.2, unpacked beside the installed one.
 test-qemu-7.2: setup
-	$(CARGO) build --bin scaleaway -p testbed --bin testbed
+	$(CARGO) build -p scaleaway -p testbed --bin scaleaway --bin testbed
 	QEMU_7_2=$$(sh testbed/qemu-7.2.sh) $(CARGO) test -p testbed --test qemu_7_2 -- --ignored --nocapture
 
 # Needs cargo-fuzz and a nightly compiler; FUZZ_SECONDS for each target.
