@@ -1,14 +1,15 @@
 //! The lab's command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 
 use crate::arm::QEMU_ARMS;
+use crate::link_run;
 use crate::progress::Progress;
-use crate::report::{Document, Folder, MigrationRun, table};
+use crate::report::{Document, Folder, table};
 use crate::run::{self, Options};
 use crate::scenario::{self, Scenario};
 
@@ -26,7 +27,7 @@ enum Verb {
     List,
     /// Run a scenario and print its table.
     Run {
-        /// FAMILY/LINK, demo or smoke.
+        /// FAMILY/LINK, link/LINK, demo or smoke.
         name: String,
         /// An arm instead of the scenario's own; may be given again.
         #[arg(long = "arm")]
@@ -80,40 +81,64 @@ impl Verb {
                 keep,
                 resume,
                 report,
-            } => run_named(
-                &name,
-                &Options {
+            } => {
+                let options = Options {
                     arms,
                     repeat,
                     keep,
                     resume,
                     report,
-                },
-            ),
-            Self::Report { dir } => {
-                let document: Document<MigrationRun> = Folder::open(&dir)?.document()?;
-                print(&document, &dir.join("report.json"));
-                Ok(true)
+                };
+                match name.strip_prefix("link/") {
+                    Some(link) => run_link(link, &options),
+                    None => run_named(&name, &options),
+                }
             }
+            Self::Report { dir } => report(&dir).map(|()| true),
         }
     }
 }
 
-fn run_named(name: &str, options: &Options) -> anyhow::Result<bool> {
+fn require_root() -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the lab makes network namespaces: run it as root");
     }
+    Ok(())
+}
+
+fn report(dir: &Path) -> anyhow::Result<()> {
+    let folder = Folder::open(dir)?;
+    let path = dir.join("report.json");
+    let any: Document<serde_json::Value> = folder.document()?;
+    match any.kind.as_str() {
+        "link" => print(&folder.document()?, link_run::table, &path),
+        _ => print(&folder.document()?, table, &path),
+    }
+    Ok(())
+}
+
+fn run_link(link: &str, options: &Options) -> anyhow::Result<bool> {
+    require_root()?;
+    let progress = Progress::shown();
+    let (document, path) = link_run::run(link, options, &progress)?;
+    drop(progress);
+    print(&document, link_run::table, &path);
+    Ok(link_run::all_well(&document))
+}
+
+fn run_named(name: &str, options: &Options) -> anyhow::Result<bool> {
+    require_root()?;
     let scenario = Scenario::named(name)?;
     let progress = Progress::shown();
     progress.note(&format!("{}: {}", scenario.name, scenario.about));
     let (document, path) = run::migration(&scenario, options, &progress)?;
     drop(progress);
-    print(&document, &path);
+    print(&document, table, &path);
     Ok(run::all_well(&document))
 }
 
 #[expect(clippy::print_stdout, reason = "the table is what the command is for")]
-fn print(document: &Document<MigrationRun>, path: &std::path::Path) {
+fn print<R>(document: &Document<R>, table: fn(&[R]) -> String, path: &Path) {
     print!("\n{}\n{}\n", document.scenario, table(&document.runs));
     println!("report: {}", path.display());
 }
@@ -132,6 +157,10 @@ fn list() -> anyhow::Result<()> {
     println!("arms\n  scaleaway, scaleaway-no-STAGE");
     for (name, _, _) in QEMU_ARMS {
         println!("  {name}, {name}-cubic");
+    }
+    println!("arms of link/LINK");
+    for arm in link_run::LINK_ARMS {
+        println!("  {arm}");
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ pub mod guest;
 pub mod host;
 pub mod internal;
 pub mod lab;
+pub mod link_run;
 pub mod netns;
 pub mod overlay;
 pub mod pair;

@@ -1,0 +1,256 @@
+//! Runs of `link/LINK`: what a transport makes of a link, and what it does to a ping beside it.
+//!
+//! Every arm sends from cloud to client for the same time over a fresh link of the same seed, while
+//! a ping goes the same way 20 times a second. The first two seconds are left out for all.
+
+mod table;
+mod transfer;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use testbed_link::{LinkParams, Loss};
+
+pub use table::table;
+
+use crate::clock;
+use crate::lab::{CLIENT_ADDRESS, Lab, LabOptions};
+use crate::probe::{PingLog, PingProbe};
+use crate::progress::Progress;
+use crate::report::{self, Document, Folder};
+use crate::run::Options;
+use crate::wan::LinkJson;
+
+const PING_INTERVAL: Duration = Duration::from_millis(50);
+/// The ping alone, before the transfer.
+const IDLE: Duration = Duration::from_secs(3);
+/// Left out of all figures.
+const STARTUP: Duration = Duration::from_secs(2);
+/// What is measured.
+const STEADY: Duration = Duration::from_secs(15);
+/// Share of a full packet's IP bytes that a QUIC transfer can use.
+const PAYLOAD_SHARE: f64 = 0.959;
+
+/// What fills the link.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LinkArm {
+    /// `scaleaway bench link`.
+    Scaleaway,
+    /// `iperf3` over TCP with this congestion control.
+    Tcp(&'static str),
+}
+
+/// The names of all arms, in the order in which they run.
+pub const LINK_ARMS: [LinkArm; 3] = [
+    LinkArm::Scaleaway,
+    LinkArm::Tcp("bbr"),
+    LinkArm::Tcp("cubic"),
+];
+
+impl fmt::Display for LinkArm {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Scaleaway => formatter.write_str("scaleaway"),
+            Self::Tcp(congestion) => write!(formatter, "tcp-{congestion}"),
+        }
+    }
+}
+
+impl FromStr for LinkArm {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> anyhow::Result<Self> {
+        let found = LINK_ARMS.into_iter().find(|arm| arm.to_string() == name);
+        found.with_context(|| format!("no arm {name} for a link: see `testbed list`"))
+    }
+}
+
+/// One run.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct LinkRun {
+    /// What filled the link.
+    pub arm: String,
+    /// From 1.
+    pub repeat: u32,
+    /// Bits per second that the application received, steady part.
+    pub goodput_bps: Option<f64>,
+    /// Of what could have been: rate x 0.959 x (1 - loss).
+    pub ceiling_share: Option<f64>,
+    /// Median of the ping during the steady part, less its median before.
+    pub ping_added_p50_ms: Option<f64>,
+    /// 95th percentile during, less the median before.
+    pub ping_added_p95_ms: Option<f64>,
+    /// Packets that found the link's buffers full, both directions, start-up included.
+    pub queue_drops: Option<u64>,
+    /// IP bytes offered to the link, both directions, start-up included.
+    pub wire_bytes: Option<u64>,
+    /// What the arm itself reported.
+    pub report: Option<Value>,
+    /// Why there is no goodput.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Runs `link/LINK` and writes its report.
+///
+/// # Errors
+/// When the lab itself does not work. An arm that fails is a result, not an error.
+pub fn run(
+    link_name: &str,
+    options: &Options,
+    progress: &Progress,
+) -> anyhow::Result<(Document<LinkRun>, PathBuf)> {
+    let Some(link) = testbed_link::named(link_name) else {
+        bail!("no link {link_name}: see `testbed list`");
+    };
+    let scenario = format!("link/{link_name}");
+    let folder = match &options.resume {
+        Some(path) => Folder::open(path)?,
+        None => Folder::new(&scenario)?,
+    };
+    let mut link_json = serde_json::to_value(LinkJson::from(&link))?;
+    link_json["name"] = json!(link_name);
+    let mut document = Document {
+        schema: 1,
+        kind: "link".to_owned(),
+        scenario,
+        link: link_json,
+        guest: Value::Null,
+        runs: Vec::new(),
+    };
+    let arms = asked_arms(options)?;
+    for repeat in 1..=options.repeat {
+        for arm in &arms {
+            let name = arm.to_string();
+            if let Some(run) = folder.kept::<LinkRun>(&name, repeat) {
+                progress.note(&format!("{name} {repeat}: taken over"));
+                document.runs.push(run);
+                continue;
+            }
+            progress.step(&format!("{name} ({repeat}): filling the link"));
+            let run = one(*arm, repeat, &link, options.keep)
+                .with_context(|| format!("{name}, run {repeat}"))?;
+            folder.keep(&name, repeat, &run)?;
+            document.runs.push(run);
+            folder.finish(&document)?;
+        }
+    }
+    let path = folder.finish(&document)?;
+    if let Some(copy) = &options.report {
+        report::write(copy, &document)?;
+        return Ok((document, copy.clone()));
+    }
+    Ok((document, path))
+}
+
+fn asked_arms(options: &Options) -> anyhow::Result<Vec<LinkArm>> {
+    if options.arms.is_empty() {
+        return Ok(LINK_ARMS.to_vec());
+    }
+    options.arms.iter().map(|name| name.parse()).collect()
+}
+
+/// Whether every arm moved something.
+#[must_use]
+pub fn all_well(document: &Document<LinkRun>) -> bool {
+    document.runs.iter().all(|run| run.goodput_bps.is_some())
+}
+
+fn one(arm: LinkArm, repeat: u32, link: &LinkParams, keep: bool) -> anyhow::Result<LinkRun> {
+    let mut options = LabOptions::new(*link)?;
+    options.seed = u64::from(repeat);
+    if let Ok(product) = crate::product::program() {
+        options
+            .visible
+            .extend(product.parent().map(ToOwned::to_owned));
+    }
+    let mut lab = Lab::start(&options)?;
+    let ping = PingProbe::start(&lab.cloud, CLIENT_ADDRESS, PING_INTERVAL)?;
+    let idle_from_us = clock::epoch_us();
+    clock::pause(IDLE);
+    let before = lab.wan.counters()?;
+    let from_us = clock::epoch_us();
+    let moved = transfer::run(arm, &lab, STARTUP, STEADY);
+    let to_us = clock::epoch_us();
+    let after = lab.wan.counters()?;
+    let log = ping.stop()?;
+    if keep {
+        lab.keep_files()?;
+    }
+    lab.check()?;
+
+    let mut run = LinkRun {
+        arm: arm.to_string(),
+        repeat,
+        ..LinkRun::default()
+    };
+    match moved {
+        Err(error) => run.reason = Some(format!("{error:#}")),
+        Ok(moved) => {
+            let started_us = moved.started_us.unwrap_or(from_us);
+            let steady_us = started_us + micros(STARTUP);
+            let end_us = to_us.min(steady_us + micros(STEADY));
+            let (p50, p95) = added(&log, (idle_from_us, from_us), (steady_us, end_us));
+            run.goodput_bps = Some(moved.goodput_bps);
+            run.ceiling_share = Some(moved.goodput_bps / ceiling_bps(link));
+            run.ping_added_p50_ms = p50;
+            run.ping_added_p95_ms = p95;
+            run.queue_drops = Some(after.queue_drops() - before.queue_drops());
+            run.wire_bytes = Some(after.wire_bytes() - before.wire_bytes());
+            run.report = Some(moved.report);
+        }
+    }
+    Ok(run)
+}
+
+/// What the ping's median and 95th percentile of a span are above its median of an idle one.
+fn added(log: &PingLog, idle: (u64, u64), busy: (u64, u64)) -> (Option<f64>, Option<f64>) {
+    let base = log.span(idle.0, idle.1).rtt_p50_ms;
+    let during = log.span(busy.0, busy.1);
+    let above = |value: Option<f64>| value.zip(base).map(|(value, base)| value - base);
+    (above(during.rtt_p50_ms), above(during.rtt_p95_ms))
+}
+
+fn ceiling_bps(link: &LinkParams) -> f64 {
+    let lost = match link.loss {
+        Loss::None => 0.0,
+        Loss::Random { share } | Loss::Bursts { share, .. } => share,
+    };
+    // Exact: rates are below 2^53.
+    link.rate_bps as f64 * PAYLOAD_SHARE * (1.0 - lost)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names are read as they are written, and unknown ones are refused.
+    #[test]
+    fn names() {
+        for arm in LINK_ARMS {
+            assert_eq!(arm.to_string().parse::<LinkArm>().unwrap(), arm);
+        }
+        let error = "tcp-vegas".parse::<LinkArm>().unwrap_err().to_string();
+        assert_eq!(error, "no arm tcp-vegas for a link: see `testbed list`");
+    }
+
+    /// The ceiling of the interface's page.
+    #[test]
+    fn ceiling() {
+        let link = testbed_link::named("wan-100m-lossy").unwrap();
+        assert!(
+            (ceiling_bps(&link) - 94.941e6).abs() < 1.0,
+            "{}",
+            ceiling_bps(&link)
+        );
+    }
+}
