@@ -25,5 +25,5 @@ pub use machine::{Files, GUEST_ADDRESS, GUEST_MAC, GUEST_UUID, Load, MTU, Machin
 pub use place::Place;
 pub use process::Guest;
 pub use qmp::{Event, Monitor};
-pub use ram::{BlockDifference, Comparison, compare};
+pub use ram::{BlockDifference, Bytes, Comparison, compare};
 pub use state::State;

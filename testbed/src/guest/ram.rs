@@ -87,6 +87,75 @@ pub fn compare(left: &Guest, right: &Guest) -> anyhow::Result<Comparison> {
     Ok(comparison)
 }
 
+/// Bytes of a guest's RAM, beside whatever QEMU knows: what is written here is in no dirty log.
+#[derive(Debug)]
+pub struct Bytes {
+    memory: File,
+    blocks: BTreeMap<String, Block>,
+}
+
+impl Bytes {
+    /// Opens the memory of a guest's QEMU.
+    ///
+    /// # Errors
+    /// When it cannot be opened (needs root).
+    pub fn of(guest: &Guest) -> anyhow::Result<Self> {
+        let path = format!("/proc/{}/mem", guest.pid());
+        let memory = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {path}"))?;
+        Ok(Self {
+            memory,
+            blocks: blocks(guest)?,
+        })
+    }
+
+    /// Names of the blocks, and how many pages each has.
+    pub fn blocks(&self) -> Vec<(&str, u64)> {
+        let page = u64::try_from(PAGE_BYTES).unwrap_or(u64::MAX);
+        self.blocks
+            .iter()
+            .map(|(name, block)| (name.as_str(), block.used_bytes / page))
+            .collect()
+    }
+
+    /// One page.
+    ///
+    /// # Errors
+    /// When there is no such page.
+    pub fn page(&self, block: &str, page: u64) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = vec![0; PAGE_BYTES];
+        self.memory
+            .read_exact_at(&mut bytes, self.address(block, page)?)?;
+        Ok(bytes)
+    }
+
+    /// Puts other bytes at the start of a page.
+    ///
+    /// # Errors
+    /// When there is no such page.
+    pub fn spoil(&self, block: &str, page: u64, bytes: &[u8]) -> anyhow::Result<()> {
+        self.memory
+            .write_all_at(bytes, self.address(block, page)?)?;
+        Ok(())
+    }
+
+    fn address(&self, block: &str, page: u64) -> anyhow::Result<u64> {
+        let found = self
+            .blocks
+            .get(block)
+            .with_context(|| format!("no block {block}"))?;
+        let offset = page * u64::try_from(PAGE_BYTES)?;
+        ensure!(
+            offset < found.used_bytes,
+            "block {block} has no page {page}"
+        );
+        Ok(found.host_address + offset)
+    }
+}
+
 fn compare_block(
     left: &File,
     left_block: &Block,
