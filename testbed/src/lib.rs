@@ -18,7 +18,8 @@
 //! ```
 //!
 //! Reading order: `cli`, `scenario`, `run`, `arm`, `guest` (image, QEMU, saved state, self-check),
-//! `product`, `lab` with `host` and `netns`, `wan`, `report`.
+//! `product`, `lab` with `host` and `netns`, `wan` (the link), `overlay` with its hook, `probe` (what
+//! the user sees), `link_run` (transports alone), `report`.
 
 pub mod arm;
 pub mod cli;

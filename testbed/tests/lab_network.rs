@@ -1,8 +1,11 @@
 //! The lab's hosts: kept apart, joined by the link alone, and gone without a trace.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+use testbed::clock;
 use testbed::lab::{CLIENT_ADDRESS, Lab, LabOptions, USER_ADDRESS};
 use testbed::requirement::{NETWORK, met};
 use testbed_link::named;
@@ -94,6 +97,116 @@ fn dropped_lab_is_gone() -> anyhow::Result<()> {
     assert!(!Path::new(&format!("/proc/{holder}")).exists());
     assert!(!dir.exists());
     Ok(())
+}
+
+/// A lab that is killed or interrupted in the middle of its work leaves no process, no namespace
+/// (they end with their processes) and no file.
+#[test]
+fn killed_lab_is_gone() -> anyhow::Result<()> {
+    if !met(&NETWORK)? {
+        return Ok(());
+    }
+    for signal in [Signal::KILL, Signal::INT] {
+        let results = std::env::temp_dir().join(format!("lab-killed-{}", std::process::id()));
+        let mut testbed = Command::new(env!("CARGO_BIN_EXE_testbed"))
+            .args(["run", "link/lan-500m", "--arm", "tcp-bbr", "--resume"])
+            .arg(&results)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let look = || {
+            let members = members_of_labs(testbed.id());
+            let at_work = members
+                .iter()
+                .filter(|pid| name_of(**pid) == "iperf3")
+                .count()
+                >= 2;
+            Ok(at_work.then_some(members))
+        };
+        let members = clock::wait_until("the transfer", Duration::from_secs(60), look)?;
+        let id = lab_id(testbed.id()).expect("a lab at work has a name");
+        let dir = Path::new("/var/tmp/scaleaway-lab").join(&id);
+        assert!(dir.exists() && members.len() >= 6, "{members:?}");
+
+        let pid = i32::try_from(testbed.id())?;
+        kill_process(Pid::from_raw(pid).expect("not 0"), signal)?;
+        testbed.wait()?;
+        clock::wait_until("the end of all", Duration::from_secs(15), || {
+            let left = members
+                .iter()
+                .any(|pid| Path::new(&format!("/proc/{pid}")).exists());
+            Ok((!left && !dir.exists()).then_some(()))
+        })?;
+        std::fs::remove_dir_all(&results)?;
+    }
+    Ok(())
+}
+
+/// What a run left that lost even its clean-up process goes with the next start.
+#[test]
+fn next_start_sweeps() -> anyhow::Result<()> {
+    if !met(&NETWORK)? {
+        return Ok(());
+    }
+    let dead = Path::new("/var/tmp/scaleaway-lab/dead-run");
+    std::fs::create_dir_all(dead.join("cloud"))?;
+    std::fs::write(dead.join("lock"), "")?;
+    std::fs::write(dead.join("cloud/file"), "of a dead run")?;
+    let lab = Lab::start(&options("lan-500m")?)?;
+    assert!(!dead.exists() && lab.dir().exists());
+    Ok(())
+}
+
+/// All processes in the network namespaces of the hosts that `testbed` holds.
+fn members_of_labs(testbed: u32) -> Vec<u32> {
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let hosts: Vec<_> = holders(testbed).into_iter().filter_map(namespace).collect();
+    processes()
+        .into_iter()
+        .filter(|pid| namespace(*pid).is_some_and(|own| hosts.contains(&own)))
+        .collect()
+}
+
+fn holders(testbed: u32) -> Vec<u32> {
+    let holders = children(testbed)
+        .into_iter()
+        .filter(|pid| name_of(*pid) == "unshare");
+    holders.flat_map(children).collect()
+}
+
+fn lab_id(testbed: u32) -> Option<String> {
+    let holder = holders(testbed).into_iter().next()?;
+    let arguments = std::fs::read_to_string(format!("/proc/{holder}/cmdline")).ok()?;
+    let (_, rest) = arguments.split_once("sclw-")?;
+    Some(rest.split_once('-')?.0.to_owned())
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let of_thread = |entry: std::fs::DirEntry| {
+        std::fs::read_to_string(entry.path().join("children")).unwrap_or_default()
+    };
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let lists: Vec<String> = threads.map(of_thread).collect();
+    lists
+        .iter()
+        .flat_map(|list| list.split_whitespace())
+        .flat_map(str::parse)
+        .collect()
+}
+
+fn processes() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+fn name_of(pid: u32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_owned()
 }
 
 fn options(link: &str) -> anyhow::Result<LabOptions> {
