@@ -243,10 +243,13 @@ impl TestFolder {
     /// # Errors
     /// When it cannot be made.
     pub fn new(name: &str) -> anyhow::Result<Self> {
+        // Short: a socket's path has at most 107 bytes, and the product adds the VM's name to it.
+        let short: String = name.chars().rev().take(10).collect();
+        let short: String = short.chars().rev().collect();
         let unique = format!(
-            "lab-{name}-{}-{}",
+            "{short}-{}-{}",
             std::process::id(),
-            clock::epoch_us() % 1_000_000
+            clock::epoch_us() % 100_000
         );
         let path = std::env::temp_dir().join(unique);
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
