@@ -125,7 +125,7 @@ impl Host {
         let child = command
             .spawn()
             .with_context(|| format!("start a program in {}", self.name))?;
-        HostProcess::new(child)
+        Ok(HostProcess { child })
     }
 
     /// Runs a command to its end; its standard output.
@@ -184,10 +184,6 @@ pub struct HostProcess {
 }
 
 impl HostProcess {
-    fn new(child: Child) -> anyhow::Result<Self> {
-        Ok(Self { child })
-    }
-
     /// The child with its pipes; its number is that of the wrapper.
     pub fn child(&mut self) -> &mut Child {
         &mut self.child

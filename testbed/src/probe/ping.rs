@@ -92,7 +92,8 @@ impl PingProbe {
         })
     }
 
-    /// Waits for the last answers, ends `ping`, and gives what it saw.
+    /// Ends `ping` and gives what it saw. Pings of the last 2 s that have no answer yet count neither as
+    /// sent nor as lost.
     ///
     /// # Errors
     /// If `ping` had ended by itself.
