@@ -51,7 +51,11 @@ impl Source {
             VmMigration::Other => {}
             VmMigration::Completed => {
                 self.completed = true;
-                self.completed_check(now);
+                if self.state == State::Returning && self.shut_given {
+                    self.give_back();
+                } else {
+                    self.completed_check(now);
+                }
             }
             VmMigration::Failed(detail) => {
                 self.fail(
@@ -59,6 +63,11 @@ impl Source {
                     AbortCode::Qemu,
                     format!("source QEMU's migration ended: {detail}"),
                 );
+                // After SHUT(0) QEMU may have stayed paused.
+                if self.state == State::Returning && self.shut_given && !self.completed {
+                    self.completed = true;
+                    self.give_back();
+                }
             }
         }
     }
@@ -122,7 +131,10 @@ impl Source {
         match (self.state.stage(), self.state) {
             (_, State::Returning) => self.finish(),
             // A pause and resume by the operator while pages flow is no end of the attempt.
-            (_, State::Waiting | State::Preparing | State::Layout | State::Precopy) => {}
+            (_, State::Waiting | State::Preparing | State::Layout | State::Precopy) => {
+                self.stopped_unasked = false;
+                self.config.run_state = RunState::Running;
+            }
             (Stage::BeforeIntent, _) => {
                 self.fail(
                     now,
@@ -237,19 +249,20 @@ impl Source {
             self.give_back();
         } else {
             self.act(Action::CloseCapture);
-            if !self.stopped || self.resumed_since_stop || self.config.run_state == RunState::Paused
-            {
+            // QEMU does not resume a guest that was stopped before its end of the stream.
+            if !self.is_stopped() || self.commit_run_state() == RunState::Paused {
                 self.finish();
             }
         }
     }
 
-    /// Source QEMU is in (or on its way to) `postmigrate`: only `cont` brings the guest back.
+    /// SHUT(0) was given: only `cont` brings the guest back, and QEMU takes it in `postmigrate`,
+    /// not on the way there.
     pub(super) fn give_back(&mut self) {
-        if self.commit_run_state() == RunState::Running {
-            self.act(Action::Continue);
-        } else {
+        if self.commit_run_state() == RunState::Paused || self.resumed_since_stop {
             self.finish();
+        } else if self.completed {
+            self.act(Action::Continue);
         }
     }
 

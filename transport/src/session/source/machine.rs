@@ -286,9 +286,13 @@ impl Source {
     fn precopy(&mut self, now: Instant) {
         self.act(Action::OpenLanes);
         self.rounds.begin(now);
-        if self.stopped_unasked || self.ram_ended {
+        if self.is_stopped() || self.ram_ended {
             self.enter(now, State::Stopping, Some(STOP_MAX));
-            self.act(Action::Phase(Phase::Stop));
+            if self.is_stopped() {
+                self.announce_stop();
+            } else {
+                self.act(Action::Phase(Phase::Stop));
+            }
             self.captured(now);
         } else {
             self.enter(now, State::Precopy, None);
@@ -364,20 +368,28 @@ impl Source {
     fn vm_stopped(&mut self, now: Instant) {
         self.stopped = true;
         self.resumed_since_stop = false;
+        // Under starvation QEMU decides the stop: its own and an operator's look alike.
+        let unasked = self.config.hold == Hold::SwitchoverAck;
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "a stopped guest is expected in all later states"
         )]
         match self.state {
             State::Stopping => self.announce_stop(),
-            State::Preparing | State::Layout => self.stopped_unasked = true,
+            State::Waiting => self.stopped_unasked = true,
+            State::Preparing | State::Layout => self.stopped_unasked |= unasked,
             State::Precopy => {
-                self.stopped_unasked = true;
+                self.stopped_unasked = unasked;
                 self.enter(now, State::Stopping, Some(STOP_MAX));
                 self.announce_stop();
             }
             _ => {}
         }
+    }
+
+    /// A STOP came and no RESUME since.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped && !self.resumed_since_stop
     }
 
     fn announce_stop(&mut self) {

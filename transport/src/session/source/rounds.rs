@@ -87,6 +87,7 @@ impl Rounds {
     pub(super) fn pass_drained(&mut self, pages: u64) {
         // Spans below 20 ms are set-up noise.
         let span = self.sync_span.as_secs_f64();
+        tracing::debug!(pages, span_s = span, "pass drained");
         if span > 0.02 {
             self.dirty_pages_per_s = as_f64(pages) / span;
         }
