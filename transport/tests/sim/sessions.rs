@@ -1,0 +1,88 @@
+//! Sessions by seed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use transport::session::Hold;
+
+use crate::plan::Plan;
+use crate::world::World;
+
+const SEEDS_DEFAULT: u64 = 200;
+
+/// Every seed ends well: one guest, the right memory, within bounds and deadlines.
+#[test]
+fn seeds() {
+    if let Some(seed) = number("SIM_SEED") {
+        println!("{}", story(&run(Plan::of_seed(seed)), usize::MAX));
+        return;
+    }
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS_DEFAULT);
+    for seed in 0..seeds {
+        run(Plan::of_seed(seed));
+    }
+}
+
+/// Sessions without faults arrive with a stop not above `--downtime` and one RTT, whatever the
+/// link, while the guest dirties less than the link carries.
+#[test]
+fn sound_sessions_keep_the_downtime() {
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS_DEFAULT) / 5;
+    for seed in 10_000..10_000 + seeds {
+        let mut plan = Plan::sound(seed);
+        plan.hold = Hold::SwitchoverAck;
+        (plan.was_running, plan.stay_paused) = (true, false);
+        let most = plan.downtime + 2 * plan.link.delay + 2 * plan.link.jitter;
+        let world = run(plan);
+        let away = world.downtime().unwrap_or(Duration::MAX);
+        assert!(
+            away <= most,
+            "seed {seed}: away for {away:?}, allowed are {most:?}"
+        );
+    }
+}
+
+/// Runs a plan; a failure names its seed and tells what happened before.
+pub(crate) fn run(plan: Plan) -> World {
+    let seed = plan.seed;
+    let is_sound = plan.is_sound();
+    let mut world = World::new(plan);
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        world.run();
+        if is_sound {
+            world.check_sound();
+        }
+    }));
+    assert!(
+        ran.is_ok(),
+        "{}seed {seed} failed; again with SIM_SEED={seed}",
+        story(&world, 80)
+    );
+    world
+}
+
+/// The last lines of what happened, and how it was recorded.
+fn story(world: &World, lines: usize) -> String {
+    let from = world.trace.len().saturating_sub(lines);
+    let mut story = format!("{:#?}\n", world.plan);
+    for line in &world.trace[from..] {
+        story.push_str(line);
+        story.push('\n');
+    }
+    for (journal, life) in world
+        .journals
+        .iter()
+        .zip([&world.source.life, &world.target.life])
+    {
+        story.push_str(&format!(
+            "{:?}: {:?} {life:?}\n",
+            journal.role, journal.steps
+        ));
+    }
+    story
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().expect("a number of seeds"))
+}

@@ -1,0 +1,94 @@
+//! Target QEMU: memory that is filled, a load that may fail, a `cont` that may be refused.
+
+use std::io;
+use std::sync::Arc;
+
+use transport::block::{Layout, PAGE_SIZE, PageAddress, Sink};
+
+use crate::content;
+
+/// What `cont` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cont {
+    Runs,
+    Refused,
+    Dies,
+}
+
+/// Target QEMU, started with `-incoming defer` and stopped.
+#[derive(Debug)]
+pub(crate) struct TargetQemu {
+    pub(crate) is_alive: bool,
+    pub(crate) is_running: bool,
+    pub(crate) is_loaded: bool,
+    pub(crate) has_run: bool,
+    pub(crate) cont: Cont,
+    layout: Arc<Layout>,
+    /// Content of each page; `None` is zero.
+    pages: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
+}
+
+impl TargetQemu {
+    pub(crate) fn new(layout: Arc<Layout>, cont: Cont) -> TargetQemu {
+        let pages = usize::try_from(layout.pages_total()).expect("a small guest");
+        TargetQemu {
+            is_alive: true,
+            is_running: false,
+            is_loaded: false,
+            has_run: false,
+            cont,
+            layout,
+            pages: vec![None; pages],
+        }
+    }
+
+    pub(crate) fn read(&self, page: usize, into: &mut [u8; PAGE_SIZE]) {
+        match &self.pages[page] {
+            Some(content) => into.copy_from_slice(&content[..]),
+            None => into.fill(0),
+        }
+    }
+
+    /// `cont`. An error says whether QEMU is proven not to have run the guest.
+    pub(crate) fn cont(&mut self) -> Result<(), bool> {
+        if !self.is_alive {
+            return Err(false);
+        }
+        match self.cont {
+            Cont::Runs => {
+                self.is_running = true;
+                self.has_run = true;
+                Ok(())
+            }
+            Cont::Refused => Err(true),
+            Cont::Dies => {
+                self.quit();
+                Err(false)
+            }
+        }
+    }
+
+    pub(crate) fn quit(&mut self) {
+        self.is_alive = false;
+        self.is_running = false;
+    }
+}
+
+impl Sink for TargetQemu {
+    fn zero(&mut self, first: PageAddress, count: u32) -> io::Result<()> {
+        for page in first.page..first.page + count {
+            let at = PageAddress { page, ..first };
+            self.pages[content::number(&self.layout, at)] = None;
+        }
+        Ok(())
+    }
+
+    fn page(&mut self, at: PageAddress, content: &[u8; PAGE_SIZE]) -> io::Result<()> {
+        assert!(
+            !self.is_loaded,
+            "a page is applied after the device state was fed"
+        );
+        self.pages[content::number(&self.layout, at)] = Some(Box::new(*content));
+        Ok(())
+    }
+}
