@@ -32,6 +32,8 @@ pub struct Machine {
     flight: Flight,
     round: Round,
     queue: Option<Duration>,
+    /// Greatest rate sample of the round before.
+    rate_before: u64,
     /// Moving average of the rounds' lost share.
     usual_loss: f64,
     last_ack: Option<Instant>,
@@ -51,6 +53,7 @@ impl Machine {
             flight: Flight::default(),
             round: Round::default(),
             queue: None,
+            rate_before: 0,
             usual_loss: 0.0,
             last_ack: None,
             silent_until: None,
@@ -95,7 +98,7 @@ impl Machine {
         if self.silent_until.is_none_or(|silent| sent > silent) {
             let rtt = now.saturating_duration_since(sent);
             self.path.take_rtt(now, self.phase.rtt_window(), rtt);
-            self.round.acked(bytes, rtt);
+            self.round.acked(now, bytes, rtt);
         }
         if let (Phase::Startup { .. }, false) = (self.phase, app_limited) {
             self.window += bytes;
@@ -114,7 +117,7 @@ impl Machine {
             let round = std::mem::replace(&mut self.round, next);
             self.end_round(now, &round);
         }
-        if let (Phase::Startup { .. }, true) = (self.phase, self.packets_are_late()) {
+        if let (Phase::Startup { .. }, true) = (self.phase, self.packets_are_late(now)) {
             self.phase = Phase::Hold {
                 window_max: self.window,
             };
@@ -162,13 +165,15 @@ impl Machine {
     }
 
     /// Do all of the round's packets find a queue?
-    fn packets_are_late(&self) -> bool {
+    fn packets_are_late(&self, now: Instant) -> bool {
         let (Some(least), Some(rtt)) = (self.round.rtt_min_of(STARTUP_SAMPLES), self.path.rtt())
         else {
             return false;
         };
         let tolerance = (rtt / 8).clamp(Duration::from_millis(2), Duration::from_millis(16));
-        self.path.rate().is_some() && least > rtt + tolerance
+        // As many acknowledgements at one instant may be the end of a nap.
+        let spread = self.round.age(now) > rtt / 4;
+        self.path.rate().is_some() && spread && least > rtt + tolerance
     }
 
     fn end_round(&mut self, now: Instant, round: &Round) {
@@ -178,7 +183,10 @@ impl Machine {
         let Some(queue) = self.path.end_round(now, self.phase.rtt_window(), round) else {
             return;
         };
+        // What a round sees alone is a nap of one of the hosts, not a queue.
+        let standing = self.queue.map_or(queue, |before| before.min(queue));
         self.queue = Some(queue);
+        let queue = standing;
         self.usual_loss += (round.lost_share() - self.usual_loss) / USUAL_LOSS_ROUNDS;
         let calm = queue <= self.path.target();
         self.phase = match self.phase {
@@ -198,7 +206,7 @@ impl Machine {
                 self.trim_for_queue(queue);
                 self.trim_for_loss(round);
                 if self.is_slower(round, queue) {
-                    self.path.restart_rate(round.rate_max);
+                    self.path.restart_rate(round.rate_max.max(self.rate_before));
                     Phase::Drain { rounds: 0 }
                 } else if self.is_crowded(now, calm_at) {
                     self.enter_crowded(now)
@@ -228,6 +236,7 @@ impl Machine {
             Phase::StepBack { rounds } if rounds + 1 >= STEP_BACK_ROUNDS => self.enter_crowded(now),
             Phase::StepBack { rounds } => Phase::StepBack { rounds: rounds + 1 },
         };
+        self.rate_before = round.rate_max;
     }
 
     /// Is the window, not the link, what limits the rate? Then the round says nothing of the link,
@@ -296,7 +305,8 @@ impl Machine {
     fn is_slower(&self, round: &Round, queue: Duration) -> bool {
         let base = self.path.base().unwrap_or_default();
         let rate = self.path.rate().unwrap_or(0);
-        queue > (base / 2).max(self.path.target()) && round.rate_max < scaled(rate, SLOWER)
+        queue > (base / 2).max(self.path.target())
+            && round.rate_max.max(self.rate_before) < scaled(rate, SLOWER)
     }
 
     /// Does the queue stay although this flow makes room?

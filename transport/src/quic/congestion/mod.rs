@@ -21,13 +21,14 @@
 //!
 //! Words: a **round** ends when a packet sent after its start is acknowledged; the **base** is the
 //! least *mean* round trip time of a round in 10 s (the least of single packets spirals down to a
-//! fifth of the link under jitter); the **queue** is a round's mean round trip time less the base;
+//! fifth of the link under jitter); the **queue** is what two rounds in a row have above the base;
 //! **target** is the queue that is allowed; **trim** scales the window down while the queue is
 //! above it.
 //!
-//! Two rules keep a false queue from starving the flow. Jitter, measured as the usual distance of a
-//! round's mean from its least, is added to the base and to the target. And a rate that our own
-//! window allowed does not displace a greater one that the link has shown before.
+//! Three rules keep a false queue from starving the flow. What only one round sees is a host's nap,
+//! not a queue. Jitter, measured as the usual distance of a round's mean from its least, is added
+//! to the base and to the target. And a rate that our own window allowed does not displace a
+//! greater one that the link has shown before.
 //!
 //! Reading order: `machine` (what happens when), `phase` (its constants), `path` (what is known of
 //! the path), `rounds` (a round's sums), `flight` (delivery rate from marks), `filters`,

