@@ -42,7 +42,7 @@ const EVENTS_MAX: usize = 64;
 pub(crate) enum Captured {
     /// The stream's head and the image that it describes.
     Head { head: Bytes, image: Image },
-    /// A pass has no more pages. `era` is the value of [`Capture::era`] when it was read.
+    /// A pass has no more pages. `era`: how often the stream was opened before it was read.
     PassDrained { pages: u64, era: u32 },
     /// All pages are in.
     RamEnd,
@@ -112,9 +112,9 @@ impl Capture {
         self.counters.announced_pages.load(Ordering::Relaxed)
     }
 
-    /// Passes that are read from here on belong to a new era; returns its number.
-    pub(crate) fn next_era(&self) -> u32 {
-        self.counters.era.fetch_add(1, Ordering::AcqRel) + 1
+    /// Ends of passes that are read from here on belong to the next era.
+    pub(crate) fn next_era(&self) {
+        self.counters.era.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The only door of the return path (S4): messages of ours, never forwarded bytes.

@@ -47,9 +47,9 @@ impl Driver {
             Action::TriggerPass => self.command(VmCommand::TriggerPass),
             Action::OpenPass => {
                 if let Some(capture) = &self.capture {
-                    self.era = capture.next_era();
+                    self.era += 1;
+                    self.command(VmCommand::OpenPass(capture.clone()));
                 }
-                self.command(VmCommand::OpenPass);
             }
             Action::HoldPass => self.command(VmCommand::HoldPass),
             Action::Pace(rate) => self.command(VmCommand::Pace(rate)),
@@ -282,7 +282,9 @@ impl Driver {
 #[derive(Debug)]
 pub(super) enum VmCommand {
     TriggerPass,
-    OpenPass,
+    /// Unlimited: what is read from here on, and only that, tells when the pass is over. Before,
+    /// QEMU's rate limit makes empty sections with pages left.
+    OpenPass(Arc<Capture>),
     HoldPass,
     Pace(u64),
     /// Unlimited, then the acknowledgement: QEMU stops the guest within its next 100 ms window.
@@ -299,22 +301,25 @@ pub(super) async fn run_commands(
     while let Some(command) = commands.recv().await {
         let done = match &command {
             VmCommand::TriggerPass => vm.trigger_pass().await,
-            VmCommand::OpenPass => vm.open_pass().await,
+            VmCommand::OpenPass(_) => vm.open_pass().await,
             VmCommand::HoldPass => vm.hold_pass().await,
             VmCommand::Pace(rate) => vm.pace(*rate).await,
             VmCommand::Release(_) => vm.release().await,
             VmCommand::Continue => vm.qmp.cont().await,
         };
-        if let Err(error) = done {
-            give(&inputs, Input::VmCommandFailed(error.to_string())).await;
-        } else if let VmCommand::Release(capture) = command
-            && let Err(error) = capture.answer(&Message::SwitchoverAck)
-        {
-            give(
-                &inputs,
-                Input::CaptureFailed(format!("QEMU's return path: {error}")),
-            )
-            .await;
+        let followed = match (done, command) {
+            (Err(error), _) => Err(Input::VmCommandFailed(error.to_string())),
+            (Ok(()), VmCommand::OpenPass(capture)) => {
+                capture.next_era();
+                Ok(())
+            }
+            (Ok(()), VmCommand::Release(capture)) => capture
+                .answer(&Message::SwitchoverAck)
+                .map_err(|error| Input::CaptureFailed(format!("QEMU's return path: {error}"))),
+            (Ok(()), _) => Ok(()),
+        };
+        if let Err(input) = followed {
+            give(&inputs, input).await;
         }
     }
 }

@@ -72,6 +72,7 @@ pub(super) struct Driver {
     pub(super) captured: Option<mpsc::Receiver<Captured>>,
     pub(super) image: Option<Image>,
     pub(super) era: u32,
+    pass_pages: u64,
     pub(super) wake: Arc<Notify>,
     pub(super) workers: Workers,
     pub(super) lanes: Option<SourceLanes>,
@@ -131,6 +132,7 @@ impl Driver {
             captured: None,
             image: None,
             era: 0,
+            pass_pages: 0,
             wake: Arc::new(Notify::new()),
             workers: Workers::start(cores)?,
             lanes: None,
@@ -257,8 +259,16 @@ impl Driver {
                 self.image = Some(image);
                 Input::Head { head, blocks }
             }
-            Captured::PassDrained { era, .. } if era != self.era => return,
-            Captured::PassDrained { pages, .. } => Input::PassDrained { pages },
+            Captured::PassDrained { pages, era } => {
+                // A small pass may be over before its era began; its pages count all the same.
+                self.pass_pages += pages;
+                if era != self.era {
+                    return;
+                }
+                Input::PassDrained {
+                    pages: std::mem::take(&mut self.pass_pages),
+                }
+            }
             Captured::RamEnd => Input::RamEnd,
             Captured::Tail {
                 pieces,
@@ -402,8 +412,7 @@ impl Driver {
         if let Some(lanes) = &self.lanes {
             self.tally.stats = lanes.counters().stats;
         }
-        let rate = self.machine.dirty_pages_per_s();
-        self.tally.dirty_pages_per_s = (rate > 0.0).then_some(rate);
+        self.tally.dirty_pages_per_s = self.machine.dirty_pages_per_s();
         for call in self.hook_calls.drain(..) {
             crate::hook::finish(Some(call)).await;
         }

@@ -50,8 +50,8 @@ pub struct Observation {
     pub rtt: Duration,
     /// Since QEMU's last dirty sync.
     pub since_sync: Duration,
-    /// Distinct pages per second that the guest dirties, from the last syncs.
-    pub dirty_pages_per_s: f64,
+    /// Distinct pages per second that the guest dirties, from the last syncs; `None` before two.
+    pub dirty_pages_per_s: Option<f64>,
     /// Rounds in a row that did not shrink.
     pub rounds_not_shrinking: u32,
 }
@@ -72,6 +72,8 @@ pub enum Decision {
     StopStuck,
 }
 
+/// Least time between two syncs: one takes up to 100 ms to begin.
+const RESYNC_MIN: Duration = Duration::from_millis(150);
 /// Backlogs below this drain time count as drained: the next sync takes about as long to come.
 const DRAINED: Duration = Duration::from_millis(100);
 /// QEMU stops within one of its 100 ms windows after it is allowed to.
@@ -89,7 +91,7 @@ pub fn decide(seen: &Observation, policy: &Policy) -> Decision {
             / seen.rate_bytes_per_s,
     );
     if drain <= DRAINED + seen.rtt {
-        if predicted_downtime(seen, policy) <= policy.downtime {
+        if predicted_downtime(seen, policy).is_some_and(|stop| stop <= policy.downtime) {
             return Decision::Stop;
         }
         if seen.rounds_not_shrinking >= policy.stuck_rounds {
@@ -97,7 +99,10 @@ pub fn decide(seen: &Observation, policy: &Policy) -> Decision {
         }
         return Decision::Sync;
     }
-    if seen.since_sync >= policy.resync_interval {
+    // The nearer the end, the fresher the view must be: what is left at the first empty backlog is
+    // what was dirtied since the last look.
+    let interval = (drain / 2).clamp(RESYNC_MIN, policy.resync_interval);
+    if seen.since_sync >= interval {
         Decision::Refresh
     } else {
         Decision::Wait
@@ -106,15 +111,16 @@ pub fn decide(seen: &Observation, policy: &Policy) -> Decision {
 
 /// Stop to run, if the stop were asked for at this moment: the pages dirtied since the last sync
 /// and in QEMU's stop window, the last bytes of the backlog, one and a half round trips of the
-/// handover (pages and `Loaded`, `Commit`), and the fixed part.
+/// handover (pages and `Loaded`, `Commit`), and the fixed part. `None` while nobody knows how fast
+/// the guest dirties.
 #[must_use]
-fn predicted_downtime(seen: &Observation, policy: &Policy) -> Duration {
-    let fresh = seen.dirty_pages_per_s * (seen.since_sync + STOP_WINDOW).as_secs_f64();
+fn predicted_downtime(seen: &Observation, policy: &Policy) -> Option<Duration> {
+    let fresh = seen.dirty_pages_per_s? * (seen.since_sync + STOP_WINDOW).as_secs_f64();
     // What the link sends during the stop window is gone before the guest stops.
     let left = as_f64(seen.backlog_pages) * seen.page_cost_bytes + as_f64(seen.in_flight_bytes)
         - seen.rate_bytes_per_s * STOP_WINDOW.as_secs_f64();
     let bytes = fresh * seen.page_cost_bytes + left.max(0.0);
-    seconds(bytes / seen.rate_bytes_per_s) + seen.rtt.mul_f64(1.5) + policy.fixed
+    Some(seconds(bytes / seen.rate_bytes_per_s) + seen.rtt.mul_f64(1.5) + policy.fixed)
 }
 
 /// Longest span that a division by a tiny rate may ask for.
@@ -186,7 +192,7 @@ mod tests {
         rate_bytes_per_s: 12e6,
         rtt: Duration::from_millis(50),
         since_sync: Duration::from_millis(50),
-        dirty_pages_per_s: 500.0,
+        dirty_pages_per_s: Some(500.0),
         rounds_not_shrinking: 0,
     };
 
@@ -202,6 +208,13 @@ mod tests {
     #[test]
     fn decisions() {
         check(SEEN, Decision::Stop);
+        check(
+            Observation {
+                dirty_pages_per_s: None,
+                ..SEEN
+            },
+            Decision::Sync,
+        );
         check(
             Observation {
                 rate_bytes_per_s: 0.0,
@@ -227,13 +240,13 @@ mod tests {
         );
         check(
             Observation {
-                dirty_pages_per_s: 50_000.0,
+                dirty_pages_per_s: Some(50_000.0),
                 ..SEEN
             },
             Decision::Sync,
         );
         let stuck = Observation {
-            dirty_pages_per_s: 50_000.0,
+            dirty_pages_per_s: Some(50_000.0),
             rounds_not_shrinking: 3,
             ..SEEN
         };

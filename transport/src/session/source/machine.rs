@@ -193,9 +193,9 @@ impl Source {
         self.rounds.page_cost_bytes()
     }
 
-    /// Distinct pages per second that the guest dirties; 0 before two syncs.
+    /// Distinct pages per second that the guest dirties; `None` before two syncs.
     #[must_use]
-    pub fn dirty_pages_per_s(&self) -> f64 {
+    pub fn dirty_pages_per_s(&self) -> Option<f64> {
         self.rounds.dirty_pages_per_s()
     }
 

@@ -14,7 +14,7 @@ pub(super) struct Rounds {
     cost_from: Sample,
     applied_bytes: u64,
     page_cost_bytes: f64,
-    dirty_pages_per_s: f64,
+    dirty_pages_per_s: Option<f64>,
     sync_at: Option<Instant>,
     sync_span: Duration,
     round_at: Option<Instant>,
@@ -38,7 +38,7 @@ impl Rounds {
             cost_from: Sample::default(),
             applied_bytes: 0,
             page_cost_bytes: COST_GUESS_BYTES,
-            dirty_pages_per_s: 0.0,
+            dirty_pages_per_s: None,
             sync_at: None,
             sync_span: Duration::ZERO,
             round_at: None,
@@ -89,7 +89,7 @@ impl Rounds {
         let span = self.sync_span.as_secs_f64();
         tracing::debug!(pages, span_s = span, "pass drained");
         if span > 0.02 {
-            self.dirty_pages_per_s = as_f64(pages) / span;
+            self.dirty_pages_per_s = Some(as_f64(pages) / span);
         }
     }
 
@@ -179,7 +179,7 @@ impl Rounds {
         self.page_cost_bytes
     }
 
-    pub(super) fn dirty_pages_per_s(&self) -> f64 {
+    pub(super) fn dirty_pages_per_s(&self) -> Option<f64> {
         self.dirty_pages_per_s
     }
 }
