@@ -193,9 +193,17 @@ impl Machine {
             Phase::Startup { full_rate, stalled } => {
                 self.end_startup_round(round, full_rate, stalled)
             }
-            Phase::Hold { .. } => Phase::Drain { rounds: 0 },
-            Phase::Drain { rounds } if calm || rounds + 1 >= DRAIN_ROUNDS => self.enter_cruise(now),
-            Phase::Drain { rounds } => Phase::Drain { rounds: rounds + 1 },
+            Phase::Hold { .. } => Phase::Drain {
+                rounds: 0,
+                boost: 0.0,
+            },
+            Phase::Drain { rounds, boost } if calm || rounds + 1 >= DRAIN_ROUNDS => {
+                self.enter_cruise(now, boost)
+            }
+            Phase::Drain { rounds, boost } => Phase::Drain {
+                rounds: rounds + 1,
+                boost,
+            },
             Phase::Cruise {
                 position,
                 boost,
@@ -207,7 +215,11 @@ impl Machine {
                 self.trim_for_loss(round);
                 if self.is_slower(round, queue) {
                     self.path.restart_rate(round.rate_max.max(self.rate_before));
-                    Phase::Drain { rounds: 0 }
+                    // It may have been a long nap: look soon, and in a large step.
+                    Phase::Drain {
+                        rounds: 0,
+                        boost: PROBE_BOOST.0,
+                    }
                 } else if self.is_crowded(now, calm_at) {
                     self.enter_crowded(now)
                 } else {
@@ -232,7 +244,7 @@ impl Machine {
                     since,
                 }
             }
-            Phase::StepBack { .. } if calm => self.enter_cruise(now),
+            Phase::StepBack { .. } if calm => self.enter_cruise(now, 0.0),
             Phase::StepBack { rounds } if rounds + 1 >= STEP_BACK_ROUNDS => self.enter_crowded(now),
             Phase::StepBack { rounds } => Phase::StepBack { rounds: rounds + 1 },
         };
@@ -262,7 +274,10 @@ impl Machine {
             return Phase::Startup { full_rate, stalled };
         }
         if stalled + 1 >= STARTUP_STALLED_ROUNDS || round.lost_share() > STARTUP_LOSS {
-            return Phase::Drain { rounds: 0 };
+            return Phase::Drain {
+                rounds: 0,
+                boost: 0.0,
+            };
         }
         Phase::Startup {
             full_rate,
@@ -270,9 +285,9 @@ impl Machine {
         }
     }
 
-    fn enter_cruise(&mut self, now: Instant) -> Phase {
+    fn enter_cruise(&mut self, now: Instant, boost: f64) -> Phase {
         self.trim = 1.0;
-        Phase::cruise(now, self.path.rate().unwrap_or(0))
+        Phase::cruise(now, self.path.rate().unwrap_or(0), boost)
     }
 
     fn enter_crowded(&mut self, now: Instant) -> Phase {

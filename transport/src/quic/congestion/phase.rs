@@ -59,6 +59,8 @@ pub(super) enum Phase {
     Drain {
         /// Rounds so far.
         rounds: u32,
+        /// For the first probe of Cruise.
+        boost: f64,
     },
     /// Following the link.
     Cruise {
@@ -91,10 +93,10 @@ impl Phase {
         stalled: 0,
     };
 
-    pub(super) fn cruise(now: Instant, rate: u64) -> Self {
+    pub(super) fn cruise(now: Instant, rate: u64, boost: f64) -> Self {
         Self::Cruise {
             position: 0,
-            boost: 0.0,
+            boost,
             rate_before: rate,
             calm_at: now,
         }
