@@ -16,10 +16,12 @@ pub(super) struct Rounds {
     page_cost_bytes: f64,
     dirty_pages_per_s: Option<f64>,
     sync_at: Option<Instant>,
-    sync_span: Duration,
+    /// Pages dirtied up to this sync are in the dirty rate; those after it are not yet.
+    counted_to: Option<Instant>,
+    uncounted_pages: u64,
     round_at: Option<Instant>,
     round_from: Sample,
-    pages_before: u64,
+    pages_least: u64,
     not_shrinking: u32,
     paced_at: Option<Instant>,
 }
@@ -40,10 +42,11 @@ impl Rounds {
             page_cost_bytes: COST_GUESS_BYTES,
             dirty_pages_per_s: None,
             sync_at: None,
-            sync_span: Duration::ZERO,
+            counted_to: None,
+            uncounted_pages: 0,
             round_at: None,
             round_from: Sample::default(),
-            pages_before: u64::MAX,
+            pages_least: u64::MAX,
             not_shrinking: 0,
             paced_at: None,
         }
@@ -76,20 +79,28 @@ impl Rounds {
         self.sample = sample;
     }
 
-    /// QEMU has looked at its dirty log.
+    /// QEMU has looked at its dirty log. A guest that dirties little makes it look again and again
+    /// until it hears that one look was enough.
     pub(super) fn synced(&mut self, now: Instant) {
-        if let Some(before) = self.sync_at.replace(now) {
-            self.sync_span = now.duration_since(before);
-        }
+        self.sync_at = Some(now);
+        self.counted_to.get_or_insert(now);
     }
 
     /// The pass after the latest sync is over; it announced so many pages.
     pub(super) fn pass_drained(&mut self, pages: u64) {
-        // Spans below 20 ms are set-up noise.
-        let span = self.sync_span.as_secs_f64();
+        let (Some(from), Some(to)) = (self.counted_to, self.sync_at) else {
+            return;
+        };
+        let span = to.duration_since(from).as_secs_f64();
+        // The first pass announces all of memory, whatever was dirtied.
+        if span > 0.0 {
+            self.uncounted_pages = self.uncounted_pages.saturating_add(pages);
+        }
         tracing::debug!(pages, span_s = span, "pass drained");
+        // Spans below 20 ms are set-up noise.
         if span > 0.02 {
-            self.dirty_pages_per_s = Some(as_f64(pages) / span);
+            self.dirty_pages_per_s = Some(as_f64(self.uncounted_pages) / span);
+            (self.counted_to, self.uncounted_pages) = (Some(to), 0);
         }
     }
 
@@ -128,10 +139,11 @@ impl Rounds {
         };
         self.round_at = Some(now);
         self.round_from = self.sample;
-        // A tenth less counts as shrinking.
-        let shrank = round.dirty_pages < self.pages_before - self.pages_before / 10;
+        // A tenth less than ever before counts as shrinking: an uneven guest must not start over
+        // with each round that is smaller than the last.
+        let shrank = round.dirty_pages < self.pages_least - self.pages_least / 10;
         self.not_shrinking = if shrank { 0 } else { self.not_shrinking + 1 };
-        self.pages_before = round.dirty_pages;
+        self.pages_least = self.pages_least.min(round.dirty_pages);
         Some(round)
     }
 
