@@ -97,7 +97,10 @@ impl World {
                 let status = VmMigration::Failed("failed".into());
                 self.source_input(Input::VmMigration(status));
             }
-            Said::Completed => self.source_input(Input::VmMigration(VmMigration::Completed)),
+            Said::Completed => {
+                self.source_qemu.completed();
+                self.source_input(Input::VmMigration(VmMigration::Completed));
+            }
             Said::Head | Said::Page { .. } | Said::Section { .. } | Said::RamEnd | Said::Tail => {
                 if self.source.capture.is_open {
                     self.capture(&said);

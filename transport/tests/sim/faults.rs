@@ -37,7 +37,7 @@ impl World {
     }
 
     pub(crate) fn strike(&mut self, fault: Fault) {
-        self.note(("fault", fault));
+        self.note(format_args!("fault {fault:?}"));
         match fault {
             Fault::Cut => self.cut(),
             Fault::Crash(Role::Source) if self.source.life == Life::Live => {
@@ -74,6 +74,8 @@ impl World {
                 }
             }
             Fault::RecheckFails => self.recheck_fails = true,
+            Fault::FlipBit => self.target_qemu.flip_bit(),
+            Fault::Slow(role, delay) => self.slow[usize::from(role == Role::Target)] = delay,
             Fault::CommitAgain => {
                 if let Some(commit) = self.target.last_commit.clone() {
                     self.target_input(target::Input::Frame(commit));
@@ -129,7 +131,7 @@ impl World {
     pub(crate) fn run_again(&mut self) {
         let may_run = match self.source_qemu.migration {
             Migration::NotMigrating | Migration::Iterating => self.source_qemu.is_alive,
-            Migration::AwaitShut | Migration::Postmigrate => false,
+            Migration::AwaitShut | Migration::Completing | Migration::Postmigrate => false,
         };
         if may_run && let Some(said) = self.source_qemu.run() {
             self.paused_by_operator = false;
@@ -170,7 +172,7 @@ impl World {
         if !(self.source.wants_peer && self.target.wants_peer) || self.net.is_cut() {
             return;
         }
-        self.note("they meet again");
+        self.note(format_args!("they meet again"));
         self.net.connect();
         self.source.reader = transport::wire::FrameReader::new();
         self.target.reader = transport::wire::FrameReader::new();
@@ -188,6 +190,14 @@ impl World {
         let intent = self.journals[0].has(|step| matches!(step, Step::Intent { .. }));
         assert!(intent, "Commit left before the intent was durable");
         assert!(!self.source_qemu.is_running, "Commit while the source runs");
+        let may_resume = matches!(
+            self.source_qemu.migration,
+            Migration::Iterating | Migration::AwaitShut | Migration::Completing
+        );
+        assert!(
+            !may_resume || self.qemu_killed[0],
+            "Commit while source QEMU may resume by itself"
+        );
     }
 }
 

@@ -9,11 +9,12 @@
 //! `SIM_SEED=7` runs one seed and prints what happened; `SIM_SEEDS=5000` runs more of them.
 //!
 //! Reading order: sessions (the tests), rules, plan, world, clock, source_end, capture, target_end, lanes, net,
-//! source_qemu, target_qemu, journal, faults, operator, oracle.
+//! source_qemu, target_qemu, journal, faults, errors, operator, oracle.
 
 mod capture;
 mod clock;
 mod content;
+mod errors;
 mod faults;
 mod journal;
 mod lanes;
@@ -21,6 +22,7 @@ mod net;
 mod operator;
 mod oracle;
 mod plan;
+mod rules;
 mod sessions;
 mod source_end;
 mod source_qemu;

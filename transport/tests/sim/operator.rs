@@ -120,7 +120,7 @@ impl World {
     }
 
     fn append(&mut self, role: Role, step: Step) {
-        self.note(("resolve", role, step));
+        self.note(format_args!("resolve {role:?} {step:?}"));
         let written = self.journal(role).append(step);
         assert_eq!(written, Ok(()), "the disk was repaired");
     }
@@ -146,7 +146,7 @@ impl World {
             verdict: self.journals[0].verdict(),
             epoch: 0,
         };
-        self.note(("source's resolve hears", verdict));
+        self.note(format_args!("source's resolve hears {verdict:?}"));
         match settle(mine, *verdict, *epoch) {
             Next::KeepHere | Next::RunHere => self.keep_source(),
             Next::LeaveThere => {

@@ -141,6 +141,12 @@ impl World {
         assert_eq!(self.target_qemu.is_running, should_run, "run state");
     }
 
+    /// What no agent can put right is told as an error: a guest that died with its QEMU, a word
+    /// that the disk does not keep, a `cont` that QEMU does not need.
+    pub(crate) fn may_report_errors(&self) -> bool {
+        self.qemu_killed[0] || self.plan.journal_fails.is_some() || self.run_state_unknown
+    }
+
     /// From STOP to RUN.
     pub(crate) fn downtime(&self) -> Option<Duration> {
         Some(self.arrived_at? - self.stopped_at?)

@@ -36,6 +36,10 @@ pub(crate) enum Fault {
     RunByOther,
     /// `paused` and `completed` are not found again before Commit is accepted.
     RecheckFails,
+    /// A bit of target memory is wrong.
+    FlipBit,
+    /// Journal writes of this side take so long.
+    Slow(Role, Duration),
     /// The last Commit arrives again.
     CommitAgain,
 }
@@ -62,7 +66,7 @@ pub(crate) struct Plan {
 }
 
 /// Actions by name at which faults of seeds strike, in the order of a session.
-const SOURCE_ACTIONS: [&str; 18] = [
+pub(crate) const SOURCE_ACTIONS: [&str; 18] = [
     "StartCapture",
     "Send Layout",
     "OpenLanes",
@@ -82,7 +86,7 @@ const SOURCE_ACTIONS: [&str; 18] = [
     "Continue",
     "Reconnect",
 ];
-const TARGET_ACTIONS: [&str; 13] = [
+pub(crate) const TARGET_ACTIONS: [&str; 13] = [
     "PrepareVm",
     "Send LayoutTaken",
     "FeedTail",
@@ -151,7 +155,7 @@ impl Plan {
     fn break_something(&mut self, random: &mut Random) {
         let moment = self.moment(random);
         let role = role(random);
-        let fault = match random.up_to(15) {
+        let fault = match random.up_to(17) {
             0..=2 => Fault::Cut,
             3..=6 => Fault::Crash(role),
             7 => {
@@ -180,10 +184,13 @@ impl Plan {
                 return;
             }
             14 => Fault::RunByOther,
+            15 => Fault::Slow(role, Duration::from_millis(random.up_to(50_000))),
+            16 => Fault::FlipBit,
             _ => Fault::RecheckFails,
         };
         let moment = match fault {
             Fault::RecheckFails => Moment::Before(Role::Target, "Recheck"),
+            Fault::FlipBit => Moment::Before(Role::Target, "Prove"),
             Fault::CommitAgain => Moment::After(Role::Source, "Send Commit", short(random)),
             // What came of `cont` is QEMU's own business.
             Fault::RunByOther => Moment::After(
@@ -195,7 +202,8 @@ impl Plan {
             | Fault::Crash(_)
             | Fault::Pause { .. }
             | Fault::Abort(_)
-            | Fault::QemuDies(_) => moment,
+            | Fault::QemuDies(_)
+            | Fault::Slow(..) => moment,
         };
         self.faults.push((moment, fault));
     }

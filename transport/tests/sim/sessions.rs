@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use transport::session::Hold;
 
+use crate::errors::count_errors;
 use crate::plan::Plan;
 use crate::world::World;
 
@@ -48,7 +49,11 @@ pub(crate) fn run(plan: Plan) -> World {
     let is_sound = plan.is_sound();
     let mut world = World::new(plan);
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        world.run();
+        let ((), errors) = count_errors(|| world.run());
+        assert!(
+            errors == 0 || world.may_report_errors(),
+            "{errors} error-level events"
+        );
         if is_sound {
             world.check_sound();
         }

@@ -79,7 +79,7 @@ impl World {
                 Input::Sample(_) | Input::PassStarted | Input::Frame(Frame::Progress { .. })
             );
             if !quiet {
-                self.note(("source <-", &input));
+                self.note(format_args!("source <- {input:?}"));
             }
             self.source.machine.handle(self.instant(), input);
         }
@@ -93,7 +93,7 @@ impl World {
         {
             moved = true;
             let name = action_name(&action);
-            self.note(("source does", &action));
+            self.note(format_args!("source does {action:?}"));
             self.at_action(Role::Source, &name, true);
             if self.source.life != Life::Live {
                 break;
@@ -106,12 +106,14 @@ impl World {
 
     fn source_act(&mut self, action: Action) {
         const ANY: Duration = Duration::from_secs(2000);
+        #[expect(clippy::wildcard_enum_match_arm, reason = "what is left is asserted")]
         match action {
             Action::Send(frame) => self.source_send(&frame),
             Action::StartCapture => {
                 let (limit, rate) = match self.plan.hold {
                     Hold::SwitchoverAck => (Duration::ZERO, 0),
-                    Hold::Starvation => (self.plan.downtime, 20_000_000),
+                    // For guests this small a twentieth of the product's first pace.
+                    Hold::Starvation => (self.plan.downtime, 1_000_000),
                 };
                 self.command(Command::Set(Some(limit), Some(rate)));
                 self.command(Command::Migrate);
@@ -165,11 +167,14 @@ impl World {
                 self.source.retired = true;
                 self.source_qemu.quit();
             }
-            Action::Phase(_) | Action::Round(_) => {}
             Action::Done(outcome) => {
                 self.source.life = Life::Ended(outcome);
                 self.source_leaves();
             }
+            other => assert!(
+                matches!(other, Action::Phase(_) | Action::Round(_)),
+                "{other:?} is no part of a modelled session"
+            ),
         }
     }
 

@@ -2,7 +2,7 @@
 //! withheld SWITCHOVER_ACK and 7.2 without one.
 //!
 //! ```text
-//! migrate -> Iterating -(threshold, ack)-> AwaitShut -SHUT(0)-> Postmigrate
+//! migrate -> Iterating -(threshold, ack)-> AwaitShut -SHUT(0)-> Completing -> Postmigrate
 //!                |                             |
 //!                +------- socket closed -------+--> NotMigrating, runs again if it ran before
 //! ```
@@ -39,6 +39,8 @@ pub(crate) enum Migration {
     NotMigrating,
     Iterating,
     AwaitShut,
+    /// SHUT(0) is given; `completed` is on its way.
+    Completing,
     Postmigrate,
 }
 
@@ -221,10 +223,17 @@ impl SourceQemu {
     /// SHUT(0): from now on only `cont` runs this guest. `completed` is seen a little later.
     pub(crate) fn shut(&mut self) -> Option<Said> {
         if self.is_alive && self.migration == Migration::AwaitShut {
-            self.migration = Migration::Postmigrate;
+            self.migration = Migration::Completing;
             return Some(Said::Completed);
         }
         None
+    }
+
+    /// The migration is finalized.
+    pub(crate) fn completed(&mut self) {
+        if self.migration == Migration::Completing {
+            self.migration = Migration::Postmigrate;
+        }
     }
 
     /// The socket closes without SHUT(0): QEMU fails the migration and resumes by itself.
@@ -233,7 +242,7 @@ impl SourceQemu {
             return Vec::new();
         }
         match self.migration {
-            Migration::NotMigrating | Migration::Postmigrate => Vec::new(),
+            Migration::NotMigrating | Migration::Completing | Migration::Postmigrate => Vec::new(),
             Migration::Iterating => {
                 self.migration = Migration::NotMigrating;
                 vec![Said::Failed]
@@ -259,7 +268,7 @@ impl SourceQemu {
         if !self.is_alive {
             return Err("QEMU is gone".into());
         }
-        if self.migration == Migration::AwaitShut {
+        if matches!(self.migration, Migration::AwaitShut | Migration::Completing) {
             return Err("Migration is not finalized yet".into());
         }
         if std::mem::replace(&mut self.is_running, true) {

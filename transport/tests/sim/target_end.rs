@@ -61,7 +61,7 @@ impl TargetEnd {
 impl World {
     pub(crate) fn target_input(&mut self, input: Input) {
         if self.target.life == Life::Live {
-            self.note(("target <-", &input));
+            self.note(format_args!("target <- {input:?}"));
             self.target.machine.handle(self.instant(), input);
         }
     }
@@ -74,7 +74,7 @@ impl World {
         {
             moved = true;
             let name = action_name(&action);
-            self.note(("target does", &action));
+            self.note(format_args!("target does {action:?}"));
             self.at_action(Role::Target, &name, true);
             if self.target.life != Life::Live {
                 break;
@@ -86,6 +86,7 @@ impl World {
     }
 
     fn target_act(&mut self, action: Action) {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "what is left is asserted")]
         match action {
             Action::Send(frame) => self.target_send(&frame),
             Action::PrepareVm { blocks, .. } => {
@@ -130,7 +131,6 @@ impl World {
             }
             Action::Quit => self.target_qemu.quit(),
             Action::AwaitPeer => self.target.wants_peer = true,
-            Action::Phase(_) => {}
             Action::Done(outcome) => {
                 self.target.life = Life::Ended(outcome);
                 if std::mem::take(&mut self.target.has_peer) {
@@ -138,6 +138,10 @@ impl World {
                 }
                 self.target_gone();
             }
+            other => assert!(
+                matches!(other, Action::Phase(_)),
+                "{other:?} is no part of a modelled session"
+            ),
         }
     }
 

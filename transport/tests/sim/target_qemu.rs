@@ -49,6 +49,14 @@ impl TargetQemu {
         }
     }
 
+    /// Something is wrong with one page of memory.
+    pub(crate) fn flip_bit(&mut self) {
+        let mut page = [0; PAGE_SIZE];
+        self.read(3, &mut page);
+        page[77] ^= 4;
+        self.pages[3] = Some(Box::new(page));
+    }
+
     /// `cont`. An error says whether QEMU is proven not to have run the guest.
     pub(crate) fn cont(&mut self) -> Result<(), bool> {
         if !self.is_alive {

@@ -110,6 +110,8 @@ pub(crate) struct World {
     pub(crate) stopped_at: Option<Duration>,
     pub(crate) arrived_at: Option<Duration>,
     pub(crate) recheck_fails: bool,
+    /// What journal writes take longer, at the source, at the target.
+    pub(crate) slow: [Duration; 2],
     pub(crate) paused_by_operator: bool,
     /// QEMU was killed at the source, at the target.
     pub(crate) qemu_killed: [bool; 2],
@@ -150,6 +152,7 @@ impl World {
             stopped_at: None,
             arrived_at: None,
             recheck_fails: false,
+            slow: [Duration::ZERO; 2],
             paused_by_operator: false,
             qemu_killed: [false; 2],
             run_state_unknown: false,
@@ -202,15 +205,16 @@ impl World {
         &mut self.journals[usize::from(role == Role::Target)]
     }
 
-    pub(crate) fn note(&mut self, what: impl std::fmt::Debug) {
-        let mut text = format!("{:>10.3} ms  {what:?}", self.now.as_secs_f64() * 1e3);
+    /// Keeps a line of what happened.
+    pub(crate) fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        let mut text = format!("{:>10.3} ms  {what}", self.now.as_secs_f64() * 1e3);
         text.truncate(160);
         self.trace.push(text);
     }
 
     /// Writes a step; it is durable, or known not to be, a little later.
     pub(crate) fn write_journal(&mut self, role: Role, step: Step) {
-        let delay = self.about_ms(4);
+        let delay = self.about_ms(4) + self.slow[usize::from(role == Role::Target)];
         self.after(delay, Event::Journaled(role, step));
     }
 
@@ -233,7 +237,7 @@ impl World {
             return;
         }
         let written = self.journal(role).append(step);
-        self.note(("journal", role, step, &written));
+        self.note(format_args!("journal {role:?} {step:?} {written:?}"));
         if is_live {
             match role {
                 Role::Source => self.source_input(source::Input::Journaled(written)),
