@@ -11,13 +11,13 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use qemu_glue::stream::{
-    Command, Event, Limits, PAGE_SIZE, Parser, Phase, RamBlock, StreamError, TailState,
+    Command, EndWatch, Event, Limits, PAGE_SIZE, Parser, Phase, RamBlock, StreamError, TailState,
     return_path, xbzrle,
 };
 use tokio::sync::{Notify, mpsc};
@@ -25,6 +25,8 @@ use transport::block::{BlockId, BlockSpec, Contents, DirtySet, Layout, PageAddre
 use transport::store::Shadow;
 use transport::wire::limits::{HEAD_MAX_BYTES, TAIL_MAX_BYTES};
 use transport::wire::{Frame, tail};
+
+use crate::relay::Spool;
 
 /// Bytes per read of the socket: about eight of QEMU's own writes.
 const READ_BYTES: usize = 1 << 20;
@@ -42,6 +44,8 @@ const EVENTS_MAX: usize = 64;
 pub(crate) enum Captured {
     /// The stream's head and the image that it describes.
     Head { head: Bytes, image: Image },
+    /// The stream has something unknown before its first page: its bytes are relayed.
+    Relay { spool: Arc<Spool> },
     /// A pass has no more pages. `era`: how often the stream was opened before it was read.
     PassDrained { pages: u64, era: u32 },
     /// All pages are in.
@@ -74,6 +78,7 @@ pub(crate) struct Capture {
 struct Counters {
     announced_pages: AtomicU64,
     era: AtomicU32,
+    spool: Mutex<Option<Arc<Spool>>>,
 }
 
 impl Capture {
@@ -93,6 +98,7 @@ impl Capture {
             events,
             counters: counters.clone(),
             head: Bytes::new(),
+            head_told: false,
             image: None,
             run: Vec::with_capacity(RUN_MAX_BYTES),
             run_first: None,
@@ -124,8 +130,21 @@ impl Capture {
         (&self.socket).write_all(&bytes)
     }
 
+    /// The guest is stopped: a relay must take every byte from here on (S5).
+    pub(crate) fn guest_stopped(&self) {
+        let spool = self
+            .counters
+            .spool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(spool) = &*spool {
+            spool.open_wide();
+        }
+    }
+
     /// Closes the socket: without SHUT(0) before it, QEMU fails the migration and resumes.
     pub(crate) fn close(&self) {
+        self.guest_stopped();
         if let Err(error) = self.socket.shutdown(std::net::Shutdown::Both) {
             tracing::debug!(%error, "capture socket was closed already");
         }
@@ -152,6 +171,7 @@ struct Reader {
     events: mpsc::Sender<Captured>,
     counters: Arc<Counters>,
     head: Bytes,
+    head_told: bool,
     image: Option<Image>,
     /// Contiguous pages that wait for one write.
     run: Vec<u8>,
@@ -165,7 +185,19 @@ struct Reader {
 
 impl Reader {
     fn run(mut self) {
-        let ended = self.read_stream();
+        let mut parser = Parser::new(Limits::default());
+        let ended = match self.read_stream(&mut parser) {
+            Err(CaptureError::Stream(error)) if error.may_relay() => match parser.take_prelude() {
+                Some(prelude) => {
+                    tracing::warn!(
+                        "{error}: this migration is relayed byte for byte, without dedup, rounds or proof of memory"
+                    );
+                    self.relay(&prelude)
+                }
+                None => Err(error.into()),
+            },
+            other => other,
+        };
         // Nothing may be read into a shadow that is not written; an error ends the attempt.
         if let Err(error) = ended {
             let told = self
@@ -175,8 +207,7 @@ impl Reader {
         }
     }
 
-    fn read_stream(&mut self) -> Result<(), CaptureError> {
-        let mut parser = Parser::new(Limits::default());
+    fn read_stream(&mut self, parser: &mut Parser) -> Result<(), CaptureError> {
         let mut buffer = vec![0; READ_BYTES];
         let mut delivered = false;
         loop {
@@ -184,7 +215,7 @@ impl Reader {
             let wait = (complete && !delivered).then_some(QUIET);
             self.socket.set_read_timeout(wait)?;
             match self.socket.read(&mut buffer) {
-                Ok(0) => return self.closed(&parser, delivered),
+                Ok(0) => return self.closed(parser, delivered),
                 Ok(_) if delivered => {
                     return Err(CaptureError::Refused(
                         "QEMU's stream went on after its end".into(),
@@ -198,6 +229,43 @@ impl Reader {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && complete => {
                     self.deliver_tail()?;
                     delivered = true;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Bytes as they come, until a whole description is followed by silence.
+    fn relay(&mut self, prelude: &[u8]) -> Result<(), CaptureError> {
+        let spool = Arc::new(Spool::create(&self.folder)?);
+        *self
+            .counters
+            .spool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(spool.clone());
+        self.tell(Captured::Relay {
+            spool: spool.clone(),
+        })?;
+        let mut watch = EndWatch::new();
+        watch.push(prelude);
+        spool.write(prelude)?;
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            let complete = watch.state() == TailState::Complete;
+            self.socket.set_read_timeout(complete.then_some(QUIET))?;
+            match self.socket.read(&mut buffer) {
+                Ok(0) => {
+                    let text = "QEMU closed its stream before the handover";
+                    return Err(CaptureError::Refused(text.into()));
+                }
+                Ok(count) => {
+                    watch.push(&buffer[..count]);
+                    spool.write(&buffer[..count])?;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && complete => {
+                    spool.end();
+                    return Ok(());
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
@@ -221,8 +289,9 @@ impl Reader {
             Event::Head(bytes) => self.head = Bytes::copy_from_slice(bytes),
             Event::Command(Command::Ping(value)) => self.pong(value)?,
             Event::Command(Command::OpenReturnPath | Command::SwitchoverStart)
-            | Event::RamBegin(_)
             | Event::GuestStopped => {}
+            // Set-up is over, no unknown section can come before the first page any more.
+            Event::RamBegin(_) => self.tell_head()?,
             Event::Command(Command::PostcopyAdviseBitmaps) => {}
             Event::Blocks { blocks, .. } => self.blocks(blocks)?,
             Event::Page {
@@ -287,7 +356,16 @@ impl Reader {
             layout,
         };
         self.zeroed = Zeroed::of(&image.layout);
-        self.image = Some(image.clone());
+        self.image = Some(image);
+        Ok(())
+    }
+
+    fn tell_head(&mut self) -> Result<(), CaptureError> {
+        if self.head_told {
+            return Ok(());
+        }
+        self.head_told = true;
+        let image = self.image()?.clone();
         self.tell(Captured::Head {
             head: self.head.clone(),
             image,

@@ -50,10 +50,12 @@ enum Feed {
         barrier: u32,
     },
     Tail(Vec<(Bytes, u32)>),
+    /// Bytes of a relayed stream, as they are.
+    Raw(Bytes),
 }
 
 /// Pages of one batch, decoded.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Batch {
     zeros: Vec<(PageAddress, u32)>,
     pages: Vec<PageAddress>,
@@ -88,6 +90,18 @@ impl Feeder {
         writer.ram_start(SECTION_ID, &blocks)?;
         writer.ram_end()?;
         socket.write_all(&writer.take())?;
+        Self::start_threads(socket, writer)
+    }
+
+    /// For a relayed stream: nothing is written but what [`FeedSink::raw`] brings.
+    pub(crate) fn start_relay(socket: UnixStream) -> anyhow::Result<(Feeder, mpsc::Receiver<Fed>)> {
+        Self::start_threads(socket, Writer::new())
+    }
+
+    fn start_threads(
+        socket: UnixStream,
+        writer: Writer,
+    ) -> anyhow::Result<(Feeder, mpsc::Receiver<Fed>)> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (queue, waiting) = sync_channel(WAITING_MAX);
         let applied: Arc<[AtomicU64; LANES]> = Arc::default();
@@ -150,7 +164,7 @@ impl Feeder {
 }
 
 /// A lane's way to the feeding thread.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct FeedSink {
     lane: usize,
     queue: SyncSender<Feed>,
@@ -186,6 +200,11 @@ impl LaneSink for FeedSink {
 }
 
 impl FeedSink {
+    /// Bytes of a relayed stream; waits while QEMU's socket is full.
+    pub(crate) fn raw(&self, bytes: Bytes) -> std::io::Result<()> {
+        self.send(Feed::Raw(bytes))
+    }
+
     fn send(&self, feed: Feed) -> std::io::Result<()> {
         self.queue
             .send(feed)
@@ -224,6 +243,7 @@ impl FeedThread {
                 }
                 Feed::Mark { barrier } => self.mark(barrier)?,
                 Feed::Tail(pieces) => self.tail(&pieces)?,
+                Feed::Raw(bytes) => self.socket.write_all(&bytes)?,
             }
         }
         Ok(())

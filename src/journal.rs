@@ -123,11 +123,14 @@ impl Entry {
 
     /// Whether the guest was paused before the move.
     pub(crate) fn run_state(&self) -> RunState {
-        match self.step {
-            Step::Intent { paused: true, .. } | Step::Committed { paused: true, .. } => {
-                RunState::Paused
-            }
-            _ => RunState::Running,
+        let paused = matches!(
+            self.step,
+            Step::Intent { paused: true, .. } | Step::Committed { paused: true, .. }
+        );
+        if paused {
+            RunState::Paused
+        } else {
+            RunState::Running
         }
     }
 }

@@ -16,6 +16,7 @@ mod journal;
 mod peer;
 mod progress;
 mod prove;
+mod relay;
 mod report;
 mod settling;
 mod signals;

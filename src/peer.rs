@@ -227,6 +227,7 @@ impl Door {
         if dialer {
             send_frame(&mut sender, &Frame::Hello(mine.clone())).await?;
         }
+        #[expect(clippy::wildcard_enum_match_arm, reason = "anything else is refused")]
         let theirs = match inbox.next().await.map_err(|error| anyhow::anyhow!(error))? {
             Frame::Hello(theirs) => theirs,
             Frame::Abort { detail, .. } => bail!("the peer refused: {detail}"),

@@ -165,6 +165,7 @@ impl Settling {
             };
             send_frame(&mut peer.sender, &ask).await?;
             let (verdict, epoch) = loop {
+                #[expect(clippy::wildcard_enum_match_arm, reason = "late frames of the attempt")]
                 match peer.inbox.next().await.map_err(anyhow::Error::msg)? {
                     Frame::Answer {
                         attempt: named,
@@ -200,6 +201,7 @@ impl Settling {
         attempt: AttemptId,
     ) -> anyhow::Result<&'static str> {
         loop {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "late frames of the attempt")]
             match peer.inbox.next().await.map_err(anyhow::Error::msg)? {
                 Frame::Ask {
                     attempt: named,
@@ -287,6 +289,10 @@ impl Settling {
             );
         };
         let paused_before = self.entry.run_state() == transport::wire::RunState::Paused;
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "any other state is for the operator"
+        )]
         match qemu.state {
             RunState::Running => Ok(()),
             _ if paused_before => Ok(()),

@@ -64,24 +64,7 @@ impl Vm {
 
     /// Checks that the guest can leave, and sets what a migration into our socket needs.
     pub(crate) async fn prepare_source(&self) -> anyhow::Result<SourceState> {
-        let info = self.qmp.query_migrate().await?;
-        if let Some(reason) = info.blocked_reasons.first() {
-            bail!("QEMU says that this VM cannot migrate: {reason}");
-        }
-        let idle = info.status.has_ended() || info.status == MigrationStatus::None;
-        ensure!(
-            idle,
-            "a migration of this VM is under way ({}): cancel it first",
-            info.status
-        );
-        let status = self.qmp.query_status().await?;
-        match status.status {
-            RunState::InMigrate => bail!("this VM waits for a migration itself: use `receive`"),
-            RunState::PostMigrate => bail!(
-                "this VM has already left (postmigrate): see `scaleaway status`, or `cont` it in QEMU"
-            ),
-            _ => {}
-        }
+        let was_running = self.check_source().await?;
         let had = self.qmp.query_migrate_capabilities().await?;
         let is_on =
             |wanted: &Capability| had.iter().any(|had| had.capability == *wanted && had.state);
@@ -127,10 +110,37 @@ impl Vm {
         self.qmp.migrate_set_capabilities(&wanted).await?;
         Ok(SourceState {
             hold,
-            was_running: status.running,
+            was_running,
             capabilities,
             parameters,
         })
+    }
+
+    /// A clear word before anything is changed. Returns whether the guest runs.
+    async fn check_source(&self) -> anyhow::Result<bool> {
+        let info = self.qmp.query_migrate().await?;
+        if let Some(reason) = info.blocked_reasons.first() {
+            bail!("QEMU says that this VM cannot migrate: {reason}");
+        }
+        let idle = info.status.has_ended() || info.status == MigrationStatus::None;
+        ensure!(
+            idle,
+            "a migration of this VM is under way ({}): cancel it first",
+            info.status
+        );
+        let status = self.qmp.query_status().await?;
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "all other states can migrate"
+        )]
+        match status.status {
+            RunState::InMigrate => bail!("this VM waits for a migration itself: use `receive`"),
+            RunState::PostMigrate => bail!(
+                "this VM has already left (postmigrate): see `scaleaway status`, or `cont` it in QEMU"
+            ),
+            _ => {}
+        }
+        Ok(status.running)
     }
 
     /// Puts back what [`prepare_source`](Self::prepare_source) changed.
@@ -191,6 +201,11 @@ impl Vm {
     pub(crate) async fn release(&self) -> Result<(), QmpError> {
         const ANY: Duration = Duration::from_secs(2000);
         self.set(Some(ANY), Some(0)).await
+    }
+
+    /// QEMU decides the stop by itself, from the rate at which the link takes its bytes.
+    pub(crate) async fn release_to_qemu(&self, downtime: Duration) -> Result<(), QmpError> {
+        self.set(Some(downtime), Some(0)).await
     }
 
     async fn set(&self, limit: Option<Duration>, rate: Option<u64>) -> Result<(), QmpError> {
@@ -258,6 +273,11 @@ impl Vm {
         socket: &Path,
     ) -> anyhow::Result<()> {
         self.compare(head, blocks).await?;
+        self.open_incoming(socket).await
+    }
+
+    /// Stops the target and opens its incoming side.
+    pub(crate) async fn open_incoming(&self, socket: &Path) -> anyhow::Result<()> {
         self.qmp.stop().await?;
         let wanted = [
             (Capability::Events, true),

@@ -10,6 +10,7 @@ use qemu_glue::stream::return_path::Message;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use transport::block::Contents;
+use transport::quic::LaneSender;
 use transport::quic::driver::{LaneSettings, SourceLanes};
 use transport::session::source::{Action, Input, Mark, Phase};
 use transport::session::{Outcome, VmMigration};
@@ -21,6 +22,7 @@ use crate::fault;
 use crate::journal::{Step, hex, safe_name};
 use crate::peer::send_frame;
 use crate::prove;
+use crate::relay::Spool;
 use crate::vm::Vm;
 use crate::waiting::now;
 
@@ -56,6 +58,16 @@ impl Driver {
             Action::Release => {
                 if let Some(capture) = &self.capture {
                     self.command(VmCommand::Release(capture.clone()));
+                }
+            }
+            Action::OpenRelay => {
+                if let Err(error) = self.open_relay().await {
+                    self.tell(Input::CaptureFailed(format!("{error:#}")));
+                }
+            }
+            Action::ReleaseToQemu => {
+                if let Some(capture) = &self.capture {
+                    self.command(VmCommand::ReleaseToQemu(capture.clone()));
                 }
             }
             Action::FlushLanes { barrier } => {
@@ -140,6 +152,23 @@ impl Driver {
         )?;
         self.lanes = Some(lanes);
         self.lane_events = Some(events);
+        Ok(())
+    }
+
+    /// Lane 0 carries QEMU's own bytes; the others stay empty.
+    async fn open_relay(&mut self) -> anyhow::Result<()> {
+        let (Some(peer), Some(spool)) = (&self.peer, self.spool.clone()) else {
+            return Ok(());
+        };
+        let lanes = peer.connection.open_lanes().await?;
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            let input = match relay_bytes(lanes, &spool).await {
+                Ok(bytes) => Input::Relayed { bytes },
+                Err(error) => Input::CaptureFailed(format!("relay: {error:#}")),
+            };
+            give(&inputs, input).await;
+        });
         Ok(())
     }
 
@@ -278,6 +307,21 @@ impl Driver {
     }
 }
 
+/// Sends the spool over lane 0 and returns its length when the target's QUIC has it all.
+async fn relay_bytes(lanes: Vec<LaneSender>, spool: &Spool) -> anyhow::Result<u64> {
+    let mut lanes = lanes.into_iter();
+    let mut lane = lanes.next().context("no lane")?;
+    let mut total = 0;
+    while let Some(piece) = spool.next().await? {
+        let bytes = piece.len();
+        lane.send(piece).await?;
+        spool.sent(bytes);
+        total += bytes as u64;
+    }
+    lane.finish().await?;
+    Ok(total)
+}
+
 /// A step of steering source QEMU.
 #[derive(Debug)]
 pub(super) enum VmCommand {
@@ -289,12 +333,15 @@ pub(super) enum VmCommand {
     Pace(u64),
     /// Unlimited, then the acknowledgement: QEMU stops the guest within its next 100 ms window.
     Release(Arc<Capture>),
+    /// The same with the limit that the operator asked for: QEMU decides.
+    ReleaseToQemu(Arc<Capture>),
     Continue,
 }
 
 /// Runs monitor commands in order until the session ends.
 pub(super) async fn run_commands(
     vm: Vm,
+    downtime: Duration,
     mut commands: mpsc::Receiver<VmCommand>,
     inputs: mpsc::Sender<Input>,
 ) {
@@ -305,6 +352,7 @@ pub(super) async fn run_commands(
             VmCommand::HoldPass => vm.hold_pass().await,
             VmCommand::Pace(rate) => vm.pace(*rate).await,
             VmCommand::Release(_) => vm.release().await,
+            VmCommand::ReleaseToQemu(_) => vm.release_to_qemu(downtime).await,
             VmCommand::Continue => vm.qmp.cont().await,
         };
         let followed = match (done, command) {
@@ -313,7 +361,7 @@ pub(super) async fn run_commands(
                 capture.next_era();
                 Ok(())
             }
-            (Ok(()), VmCommand::Release(capture)) => capture
+            (Ok(()), VmCommand::Release(capture) | VmCommand::ReleaseToQemu(capture)) => capture
                 .answer(&Message::SwitchoverAck)
                 .map_err(|error| Input::CaptureFailed(format!("QEMU's return path: {error}"))),
             (Ok(()), _) => Ok(()),

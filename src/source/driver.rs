@@ -18,6 +18,7 @@ use crate::hook::{Hook, HookPhase};
 use crate::journal::{Entry, Journal};
 use crate::peer::{Door, Inbox, Me, Peer};
 use crate::progress::{Progress, Snapshot};
+use crate::relay::Spool;
 use crate::signals::Signals;
 use crate::tally::Tally;
 use crate::vm::{SourceState, Vm};
@@ -71,6 +72,7 @@ pub(super) struct Driver {
     pub(super) capture: Option<Arc<Capture>>,
     pub(super) captured: Option<mpsc::Receiver<Captured>>,
     pub(super) image: Option<Image>,
+    pub(super) spool: Option<Arc<Spool>>,
     pub(super) era: u32,
     pass_pages: u64,
     pub(super) wake: Arc<Notify>,
@@ -113,7 +115,12 @@ impl Driver {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (inputs, results) = mpsc::channel(INPUTS_MAX);
         let (vm_commands, commands) = mpsc::channel(COMMANDS_MAX);
-        tokio::spawn(run_commands(start.vm.clone(), commands, inputs.clone()));
+        tokio::spawn(run_commands(
+            start.vm.clone(),
+            start.options.downtime,
+            commands,
+            inputs.clone(),
+        ));
         let mut tally = Tally::new(now);
         tally.level = Some(start.options.level);
         Ok(Driver {
@@ -131,6 +138,7 @@ impl Driver {
             capture: None,
             captured: None,
             image: None,
+            spool: None,
             era: 0,
             pass_pages: 0,
             wake: Arc::new(Notify::new()),
@@ -216,13 +224,12 @@ impl Driver {
         if let (Frame::Progress { applied_bytes }, Some(lanes)) = (&frame, &self.lanes) {
             lanes.applied(*applied_bytes);
         }
-        match frame {
-            Frame::Loaded { .. } => crate::fault::point("source-before-shut"),
-            Frame::Running => {
-                self.tally.running(now());
-                crate::fault::point("source-before-retire");
-            }
-            _ => {}
+        if let Frame::Loaded { .. } = frame {
+            crate::fault::point("source-before-shut");
+        }
+        if frame == Frame::Running {
+            self.tally.running(now());
+            crate::fault::point("source-before-retire");
         }
         self.machine.handle(now(), Input::Frame(frame));
     }
@@ -232,11 +239,15 @@ impl Driver {
         let input = match kind {
             Some(EventKind::Stop) => {
                 self.tally.stopped(now());
+                if let Some(capture) = &self.capture {
+                    capture.guest_stopped();
+                }
                 self.call_hook(HookPhase::Stopped);
                 Input::VmStopped
             }
             Some(EventKind::Resume) => Input::VmResumed,
             Some(EventKind::MigrationPass { .. }) => Input::PassStarted,
+            #[expect(clippy::wildcard_enum_match_arm, reason = "QEMU adds statuses")]
             Some(EventKind::Migration { status }) => match status {
                 MigrationStatus::Failed | MigrationStatus::Cancelled => {
                     Input::VmMigration(VmMigration::Failed(status.to_string()))
@@ -258,6 +269,10 @@ impl Driver {
                 let blocks = image.layout.blocks().to_vec();
                 self.image = Some(image);
                 Input::Head { head, blocks }
+            }
+            Captured::Relay { spool } => {
+                self.spool = Some(spool);
+                Input::Relay
             }
             Captured::PassDrained { pages, era } => {
                 // A small pass may be over before its era began; its pages count all the same.

@@ -4,16 +4,18 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use transport::block::{BlockSpec, Layout};
-use transport::quic::driver::TargetLanes;
+use transport::quic::Connection;
+use transport::quic::driver::{TargetLanes, Workers};
 use transport::session::target::{Action, Input, Mark, Phase};
 use transport::wire::{Frame, Purpose, RunState, Verify};
 
 use super::driver::Driver;
 use crate::fault;
-use crate::feed::Feeder;
+use crate::feed::{FeedSink, Feeder};
 use crate::journal::{Step, hex, safe_name};
 use crate::peer::send_frame;
 use crate::prove;
@@ -37,7 +39,15 @@ impl Driver {
                     Err(error) => Input::VmFailed(format!("{error:#}")),
                 });
             }
+            Action::PrepareRelay => {
+                let prepared = self.prepare_relay().await;
+                self.tell(match prepared {
+                    Ok(()) => Input::VmPrepared,
+                    Err(error) => Input::VmFailed(format!("{error:#}")),
+                });
+            }
             Action::AcceptLanes => self.accept_lanes(),
+            Action::AcceptRelay => self.accept_relay(),
             Action::FeedTail(pieces) => self.feed_tail(pieces),
             Action::Prove(verify) => self.prove(verify),
             Action::Recheck => {
@@ -64,10 +74,11 @@ impl Driver {
         if let Err(error) = send_frame(&mut peer.sender, &frame).await {
             tracing::debug!(%error, frame = frame.name(), "not sent");
         }
-        match frame {
-            Frame::Loaded { .. } => fault::point_once_sent("target-after-loaded").await,
-            Frame::Running => fault::point_once_sent("target-after-running").await,
-            _ => {}
+        if let Frame::Loaded { .. } = frame {
+            fault::point_once_sent("target-after-loaded").await;
+        }
+        if frame == Frame::Running {
+            fault::point_once_sent("target-after-running").await;
         }
     }
 
@@ -85,6 +96,31 @@ impl Driver {
         self.feeder = Some(feeder);
         self.fed = Some(fed);
         Ok(())
+    }
+
+    /// The relayed stream brings head and block list itself.
+    async fn prepare_relay(&mut self) -> anyhow::Result<()> {
+        tracing::warn!("the source relays QEMU's stream byte for byte: memory is not proved");
+        let folder = self.options.state.folder("run")?;
+        let path = folder.join(format!("{}.incoming", safe_name(&self.me.vm)));
+        self.vm.open_incoming(&path).await?;
+        let (feeder, fed) = Feeder::start_relay(UnixStream::connect(&path)?)?;
+        self.feeder = Some(feeder);
+        self.fed = Some(fed);
+        Ok(())
+    }
+
+    fn accept_relay(&mut self) {
+        let (Some(peer), Some(feeder)) = (&self.peer, &self.feeder) else {
+            return;
+        };
+        let (connection, sink) = (peer.connection.clone(), feeder.sink(0));
+        let (workers, inputs) = (self.workers.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            if let Err(error) = take_relay(&connection, sink, &workers).await {
+                give(&inputs, Input::LaneFailed(format!("relay: {error:#}"))).await;
+            }
+        });
     }
 
     /// The lanes come with the source's first bytes; waiting for them must not stop this loop.
@@ -239,6 +275,23 @@ impl Driver {
     fn tell(&mut self, input: Input) {
         self.machine.handle(now(), input);
     }
+}
+
+/// Lane 0's bytes into target QEMU, in order, until the lane ends.
+async fn take_relay(
+    connection: &Connection,
+    sink: FeedSink,
+    workers: &Workers,
+) -> anyhow::Result<()> {
+    let mut lanes = connection.accept_lanes().await?.into_iter();
+    let mut lane = lanes.next().context("no lane")?;
+    while let Some(bytes) = lane.recv().await? {
+        let sink = sink.clone();
+        // QEMU's socket may be full: a worker waits, and QUIC's window does the rest.
+        let fed = workers.run(0, move || sink.raw(bytes)).await;
+        fed.context("a worker thread is gone")??;
+    }
+    Ok(())
 }
 
 /// Sends `cont` and finds out what became of it.

@@ -188,10 +188,11 @@ impl Driver {
     }
 
     fn frame(&mut self, frame: Frame) {
-        match &frame {
-            Frame::Commit { .. } => crate::fault::point("target-before-committed"),
-            Frame::Stopped => self.call_hook(HookPhase::Stopped),
-            _ => {}
+        if let Frame::Commit { .. } = frame {
+            crate::fault::point("target-before-committed");
+        }
+        if frame == Frame::Stopped {
+            self.call_hook(HookPhase::Stopped);
         }
         self.machine.handle(now(), Input::Frame(frame));
     }

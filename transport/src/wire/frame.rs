@@ -164,7 +164,10 @@ pub enum Frame {
         /// RAM blocks in QEMU's order.
         blocks: Vec<BlockSpec>,
     },
-    /// Target: layout accepted; lanes may flow.
+    /// Source, in place of Layout: QEMU's stream has something unknown before its first page; its bytes
+    /// come as they are on lane 0, from the first to the last.
+    Relay,
+    /// Target: layout (or relay) accepted; lanes may flow.
     LayoutTaken,
     /// Target: lane bytes applied so far, per lane, since the connection began.
     Progress {
@@ -252,6 +255,7 @@ impl Frame {
             Frame::Hello(_) => "Hello",
             Frame::Ready { .. } => "Ready",
             Frame::Layout { .. } => "Layout",
+            Frame::Relay => "Relay",
             Frame::LayoutTaken => "LayoutTaken",
             Frame::Progress { .. } => "Progress",
             Frame::Applied { .. } => "Applied",

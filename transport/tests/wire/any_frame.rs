@@ -124,6 +124,7 @@ pub(crate) fn frame() -> impl Strategy<Value = Frame> {
         ),
         Just(Frame::Running),
         Just(Frame::Stopped),
+        Just(Frame::Relay),
         (attempt(), verdict(), any::<u64>()).prop_map(|(attempt, verdict, epoch)| Frame::Answer {
             attempt,
             verdict,

@@ -97,7 +97,7 @@ fn frame_length_is_bounded() {
 #[test]
 fn unknown_and_trailing_are_refused() {
     check(&forged(0, &[]), WireError::UnknownFrame(0));
-    check(&forged(17, &[1, 2, 3]), WireError::UnknownFrame(17));
+    check(&forged(18, &[1, 2, 3]), WireError::UnknownFrame(18));
     check(
         &forged(4, &[0]),
         WireError::PeerTrailing { frame: 4, bytes: 1 },

@@ -16,3 +16,26 @@ mod workers;
 pub use source::{LaneCounters, LaneEvent, LaneSettings, SourceLanes};
 pub use target::{LaneSink, TargetLanes};
 pub use workers::Workers;
+
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::block::{LANES, LedgerPart};
+
+/// Makes one thing per lane, in order, or fails as a whole.
+fn per_lane<T>(
+    parts: [LedgerPart; LANES],
+    mut make: impl FnMut(LedgerPart) -> io::Result<T>,
+) -> io::Result<[T; LANES]> {
+    let made: Vec<T> = parts
+        .into_iter()
+        .map(&mut make)
+        .collect::<io::Result<_>>()?;
+    made.try_into()
+        .map_err(|_| io::Error::other("not one per lane"))
+}
+
+/// A lane's encoder or decoder is locked once per batch; a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,14 +1,14 @@
 //! The source's lanes: each takes its dirty pages, encodes them when the budget allows, sends.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::BytesMut;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep_until};
 
-use super::Workers;
+use super::{Workers, lock, per_lane};
 use crate::block::{
     BatchStats, Contents, DirtySet, Disable, LANES, LaneCursor, LaneEncoder, Ledger, PageAddress,
     PageHash, Root, Taken,
@@ -101,16 +101,15 @@ impl SourceLanes {
         wake: Arc<Notify>,
     ) -> std::io::Result<(SourceLanes, mpsc::Receiver<LaneEvent>)> {
         let (events, receiver) = mpsc::channel(LANES * 2);
-        let mut encoders = Vec::with_capacity(LANES);
-        for part in Ledger::split(dirty.layout(), &settings.key) {
+        let encoders = per_lane(Ledger::split(dirty.layout(), &settings.key), |part| {
             let mut encoder = LaneEncoder::new(part, &settings.key, 1, settings.disable)?;
             encoder.set_level(settings.level)?;
-            encoders.push(Mutex::new(encoder));
-        }
+            Ok(Mutex::new(encoder))
+        })?;
         let shared = Arc::new(Shared {
             dirty: dirty.clone(),
             key: settings.key,
-            encoders: encoders.try_into().expect("one encoder per lane was made"),
+            encoders,
             workers,
             wake,
             room: Notify::new(),
@@ -341,9 +340,4 @@ impl Shared {
         let parts = std::array::from_fn(|lane| guards[lane].ledger());
         Ledger::root(self.dirty.layout(), &parts, &self.key)
     }
-}
-
-/// A lane's encoder and the totals are locked once per batch; a panic elsewhere does not spoil them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,11 @@
 //! The target's lanes: each is read in order, decoded, checked, and given to its sink.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::Workers;
+use super::{Workers, lock, per_lane};
 use crate::block::{LANES, LaneDecoder, Layout, Ledger, PageAddress, PageHash, Root, Sink};
 use crate::quic::{Connection, LaneReceiver};
 use crate::wire::{LaneFramer, LaneItem};
@@ -53,14 +53,13 @@ impl TargetLanes {
         sinks: Vec<S>,
     ) -> std::io::Result<(TargetLanes, mpsc::Receiver<String>)> {
         let (failures, failed) = mpsc::channel(LANES);
-        let mut decoders = Vec::with_capacity(LANES);
-        for part in Ledger::split(layout, key) {
-            decoders.push(Mutex::new(LaneDecoder::new(part, key, source_incarnation)?));
-        }
+        let decoders = per_lane(Ledger::split(layout, key), |part| {
+            Ok(Mutex::new(LaneDecoder::new(part, key, source_incarnation)?))
+        })?;
         let shared = Arc::new(Shared {
             layout: layout.clone(),
             key: *key,
-            decoders: decoders.try_into().expect("one decoder per lane was made"),
+            decoders,
         });
         let work = run_lanes(connection, shared.clone(), workers.clone(), sinks);
         let mut tasks = JoinSet::new();
@@ -193,9 +192,4 @@ fn apply<S: LaneSink>(
             sink.mark(barrier).map_err(|error| error.to_string())
         }
     }
-}
-
-/// A lane's decoder is locked once per batch; a panic elsewhere does not spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

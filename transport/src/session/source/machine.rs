@@ -80,6 +80,7 @@ pub struct Source {
     pub(super) barrier: u32,
     pub(super) tail: Option<(Vec<(Bytes, u32)>, u64)>,
     pub(super) ram_ended: bool,
+    is_relay: bool,
     pub(super) root: Option<Root>,
     pub(super) proved: bool,
     pub(super) stopped: bool,
@@ -111,6 +112,7 @@ impl Source {
             barrier: 0,
             tail: None,
             ram_ended: false,
+            is_relay: false,
             root: None,
             proved: false,
             stopped: false,
@@ -139,6 +141,8 @@ impl Source {
             Input::PassStarted => self.pass_started(now),
             Input::VmGone(detail) => self.vm_gone(now, &detail),
             Input::Head { head, blocks } => self.head(now, head, blocks),
+            Input::Relay => self.relay(now),
+            Input::Relayed { bytes } => self.relayed(now, bytes),
             Input::PassDrained { pages } => self.pass_drained(pages),
             Input::RamEnd => self.ram_end(now),
             Input::Tail {
@@ -213,6 +217,7 @@ impl Source {
                 self.act(Action::Phase(Phase::Prepare));
                 self.act(Action::StartCapture);
             }
+            (State::Layout, Frame::LayoutTaken) if self.is_relay => self.open_relay(now),
             (State::Layout, Frame::LayoutTaken) => self.precopy(now),
             (_, Frame::Progress { applied_bytes }) => self.progress(now, applied_bytes),
             // Barriers pace nothing yet: the final one is implied by Loaded.
@@ -283,6 +288,38 @@ impl Source {
         }
     }
 
+    /// Before the first page (S4): nothing of the stream has been told to the target.
+    fn relay(&mut self, now: Instant) {
+        if self.state == State::Preparing {
+            self.is_relay = true;
+            // Nothing is known of pages: neither a ledger nor a proof can be had.
+            self.proved = true;
+            self.enter(now, State::Layout, Some(ANSWER_MAX));
+            self.act(Action::Send(Frame::Relay));
+        }
+    }
+
+    fn open_relay(&mut self, now: Instant) {
+        self.act(Action::OpenRelay);
+        self.act(Action::ReleaseToQemu);
+        self.enter(now, State::Precopy, None);
+        self.act(Action::Phase(Phase::Precopy));
+    }
+
+    fn relayed(&mut self, now: Instant, bytes: u64) {
+        if matches!(self.state, State::Precopy | State::Stopping) {
+            let root = Root([0; 32]);
+            self.root = Some(root);
+            self.act(Action::Send(Frame::Final {
+                root,
+                barrier: 0,
+                tail_bytes: bytes,
+            }));
+            self.enter(now, State::AwaitLoaded, Some(LOADED_MAX));
+            self.act(Action::Phase(Phase::Load));
+        }
+    }
+
     fn precopy(&mut self, now: Instant) {
         self.act(Action::OpenLanes);
         self.rounds.begin(now);
@@ -309,7 +346,7 @@ impl Source {
 
     fn sampled(&mut self, now: Instant, sample: Sample) {
         self.rounds.sampled(sample);
-        if self.state != State::Precopy {
+        if self.state != State::Precopy || self.is_relay {
             return;
         }
         match self.config.hold {

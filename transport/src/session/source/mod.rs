@@ -41,6 +41,13 @@ pub enum Input {
         /// RAM blocks in QEMU's order.
         blocks: Vec<BlockSpec>,
     },
+    /// Capture: the stream cannot be parsed; its bytes are relayed.
+    Relay,
+    /// Capture: every byte of the relayed stream is sent.
+    Relayed {
+        /// Their number.
+        bytes: u64,
+    },
     /// Capture: a pass has no more pages.
     PassDrained {
         /// Pages that it announced.
@@ -106,6 +113,8 @@ pub enum Action {
     StartCapture,
     /// Open the lanes and let pages flow.
     OpenLanes,
+    /// Send the stream's bytes as they are.
+    OpenRelay,
     /// Ask QEMU for one dirty sync and its pass.
     TriggerPass,
     /// Let the pass flow (the sync has happened).
@@ -116,6 +125,8 @@ pub enum Action {
     Pace(u64),
     /// Let QEMU stop the guest.
     Release,
+    /// Let QEMU stop the guest when its own arithmetic says that what is left fits.
+    ReleaseToQemu,
     /// Flush every lane and write the barrier's mark.
     FlushLanes {
         /// Number of the barrier.

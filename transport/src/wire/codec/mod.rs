@@ -31,6 +31,7 @@ mod kind {
     pub(super) const SETTLED: u8 = 14;
     pub(super) const ABORT: u8 = 15;
     pub(super) const STOPPED: u8 = 16;
+    pub(super) const RELAY: u8 = 17;
 }
 
 /// Cuts a control stream into frames, however it is split. Holds at most one frame and what the

@@ -46,6 +46,7 @@ pub(super) fn frame(kind: u8, body: Bytes) -> Result<Frame, WireError> {
         },
         kind::RUNNING => Frame::Running,
         kind::STOPPED => Frame::Stopped,
+        kind::RELAY => Frame::Relay,
         kind::ANSWER => Frame::Answer {
             attempt: AttemptId(body.array("attempt")?),
             verdict: body.coded("verdict")?,

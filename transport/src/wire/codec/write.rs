@@ -37,7 +37,7 @@ impl Frame {
                 put_text("qemu", qemu, out)?;
             }
             Self::Layout { head, blocks } => return put_layout(head, blocks, out),
-            Self::LayoutTaken | Self::Stopped | Self::Running => {}
+            Self::Relay | Self::LayoutTaken | Self::Stopped | Self::Running => {}
             Self::Progress { applied_bytes } => {
                 applied_bytes.iter().for_each(|bytes| out.put_u64(*bytes));
             }
@@ -100,6 +100,7 @@ impl Frame {
             Self::Progress { .. } => kind::PROGRESS,
             Self::Applied { .. } => kind::APPLIED,
             Self::Stopped => kind::STOPPED,
+            Self::Relay => kind::RELAY,
             Self::Tail { .. } => kind::TAIL,
             Self::Final { .. } => kind::FINAL,
             Self::Loaded { .. } => kind::LOADED,

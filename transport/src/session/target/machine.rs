@@ -5,136 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::Outcome;
-use crate::block::{BlockSpec, Root};
+use super::{Action, Config, Input, Mark, Phase};
+use crate::block::Root;
+use crate::session::Outcome;
 use crate::wire::limits::TAIL_MAX_BYTES;
-use crate::wire::{AbortCode, AttemptId, Frame, RunState, Verdict, Verify};
-
-/// What the machine is told.
-#[derive(Debug)]
-pub enum Input {
-    /// A control frame of the peer.
-    Frame(Frame),
-    /// The connection is gone.
-    PeerLost(String),
-    /// Target QEMU is stopped, incoming, and has the head and the block list.
-    VmPrepared,
-    /// A monitor command failed, the load failed, or QEMU is gone.
-    VmFailed(String),
-    /// Everything before the barrier is applied: consumed by target QEMU.
-    Applied {
-        /// The barrier.
-        barrier: u32,
-        /// Root over the ledger as applied.
-        root: Root,
-    },
-    /// A lane carried something that cannot be applied.
-    LaneFailed(String),
-    /// Target QEMU has loaded everything: `completed`, and paused.
-    VmLoaded,
-    /// QEMU emitted RESUME, or says that it runs.
-    VmResumed,
-    /// `paused` and `completed` were read again, just before Commit is accepted.
-    Rechecked(Result<(), String>),
-    /// Real memory compared with the ledger.
-    Proved(Result<(), String>),
-    /// The journal entry asked for is durable, or is not.
-    Journaled(Result<(), String>),
-    /// `cont` failed, and QEMU is proven dead without having run the guest.
-    NeverRan(String),
-    /// The operator wants to stop waiting.
-    Abort(String),
-    /// The time of `poll_timeout` has come.
-    Timer,
-}
-
-/// What the driver does.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Send a control frame.
-    Send(Frame),
-    /// Stop QEMU, start its incoming side, feed head and block list.
-    PrepareVm {
-        /// Header and configuration as captured.
-        head: Bytes,
-        /// RAM blocks.
-        blocks: Vec<BlockSpec>,
-    },
-    /// Lanes may be read.
-    AcceptLanes,
-    /// All pages are in: feed the device state.
-    FeedTail(Vec<(Bytes, u32)>),
-    /// Compare real memory with the ledger.
-    Prove(Verify),
-    /// Read `paused` and `completed` again.
-    Recheck,
-    /// Journal, durable before the answer.
-    Journal(Mark),
-    /// Run the guest: `cont`, once.
-    Continue,
-    /// End target QEMU: no loaded, paused copy survives an abort (S3).
-    Quit,
-    /// Wait for the source to come back (it settles).
-    AwaitPeer,
-    /// For progress, report and hooks.
-    Phase(Phase),
-    /// The end.
-    Done(Outcome),
-}
-
-/// Durable steps of the target.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mark {
-    /// Commit is accepted; `cont` may follow.
-    Committed {
-        /// Agreed root.
-        root: Root,
-        /// Run state before the move.
-        run_state: RunState,
-    },
-    /// This attempt will never run here.
-    Refused(String),
-    /// Target QEMU is dead and the guest never ran in it.
-    NeverRan(String),
-    /// The guest runs here (or is here, paused as asked).
-    Running,
-    /// Both sides have closed the attempt.
-    Settled,
-}
-
-/// Names of the phases, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// QEMU opens its incoming side.
-    Prepare,
-    /// Pages arrive.
-    Precopy,
-    /// Last pages are in; device state loads.
-    Load,
-    /// Loaded was said; Commit is awaited.
-    Complete,
-    /// Commit came; the guest starts.
-    Commit,
-    /// Both journals close.
-    Settle,
-}
-
-/// What the machine must know before it starts.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The attempt.
-    pub attempt: AttemptId,
-    /// This process's incarnation.
-    pub incarnation: u64,
-    /// How memory shall be proved.
-    pub verify: Verify,
-    /// QEMU's version, for the source's log.
-    pub qemu: String,
-    /// `--paused`: leave the guest stopped.
-    pub stay_paused: bool,
-    /// Epoch of the VM in our journal.
-    pub epoch: u64,
-}
+use crate::wire::{AbortCode, AttemptId, Frame, RunState, Verdict};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -153,7 +28,7 @@ enum State {
     Done,
 }
 
-/// The machine. See the diagram in [`session`](super).
+/// The machine. See the diagram in [`session`](crate::session).
 #[derive(Debug)]
 pub struct Target {
     config: Config,
@@ -164,6 +39,8 @@ pub struct Target {
     last: Option<(Root, u32, u64)>,
     applied: Option<(u32, Root)>,
     run_state: RunState,
+    is_relay: bool,
+    relay_loaded: bool,
     outcome: Option<Outcome>,
     refusal: Option<Verdict>,
     deadline: Option<Instant>,
@@ -193,6 +70,8 @@ impl Target {
             last: None,
             applied: None,
             run_state: RunState::Paused,
+            is_relay: false,
+            relay_loaded: false,
             outcome: None,
             refusal: None,
             deadline: Some(now + ANSWER_MAX),
@@ -257,6 +136,12 @@ impl Target {
                 self.act(Action::Phase(Phase::Prepare));
                 self.act(Action::PrepareVm { head, blocks });
             }
+            (State::Waiting, Frame::Relay) => {
+                self.is_relay = true;
+                self.enter(now, State::Preparing, Some(ANSWER_MAX));
+                self.act(Action::Phase(Phase::Prepare));
+                self.act(Action::PrepareRelay);
+            }
             // The driver has told the hook.
             (State::Receiving, Frame::Stopped) => {}
             (State::Receiving, Frame::Tail { data, raw_len }) => {
@@ -271,7 +156,11 @@ impl Target {
                 },
             ) => {
                 self.last = Some((root, barrier, tail_bytes));
-                self.pages_complete(now);
+                if self.is_relay {
+                    self.relay_complete(now);
+                } else {
+                    self.pages_complete(now);
+                }
             }
             (
                 State::Loaded,
@@ -330,7 +219,11 @@ impl Target {
         if self.state == State::Preparing {
             // Pre-copy takes as long as it takes; the link's own time-out watches it.
             self.enter(now, State::Receiving, None);
-            self.act(Action::AcceptLanes);
+            self.act(if self.is_relay {
+                Action::AcceptRelay
+            } else {
+                Action::AcceptLanes
+            });
             self.act(Action::Send(Frame::LayoutTaken));
             self.act(Action::Phase(Phase::Precopy));
         }
@@ -382,7 +275,20 @@ impl Target {
         }
     }
 
+    /// All bytes of a relayed stream are out, and QEMU has loaded them: there is no ledger to prove.
+    fn relay_complete(&mut self, now: Instant) {
+        if let (true, Some((root, ..))) = (self.relay_loaded, self.last) {
+            self.enter(now, State::Loaded, Some(COMMIT_MAX));
+            self.act(Action::Send(Frame::Loaded { root }));
+            self.act(Action::Phase(Phase::Complete));
+        }
+    }
+
     fn vm_loaded(&mut self, now: Instant) {
+        if self.is_relay && self.state == State::Receiving {
+            self.relay_loaded = true;
+            self.relay_complete(now);
+        }
         if self.state == State::Loading {
             self.enter(now, State::Proving, Some(LOAD_MAX));
             self.act(Action::Prove(self.config.verify));

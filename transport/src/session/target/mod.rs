@@ -1,0 +1,140 @@
+//! The target's side of a session: what it is told, what it does; the machine is in `machine`.
+
+mod machine;
+
+use bytes::Bytes;
+
+pub use self::machine::Target;
+use super::Outcome;
+use crate::block::{BlockSpec, Root};
+use crate::wire::{AttemptId, Frame, RunState, Verify};
+
+/// What the machine is told.
+#[derive(Debug)]
+pub enum Input {
+    /// A control frame of the peer.
+    Frame(Frame),
+    /// The connection is gone.
+    PeerLost(String),
+    /// Target QEMU is stopped, incoming, and has the head and the block list.
+    VmPrepared,
+    /// A monitor command failed, the load failed, or QEMU is gone.
+    VmFailed(String),
+    /// Everything before the barrier is applied: consumed by target QEMU.
+    Applied {
+        /// The barrier.
+        barrier: u32,
+        /// Root over the ledger as applied.
+        root: Root,
+    },
+    /// A lane carried something that cannot be applied.
+    LaneFailed(String),
+    /// Target QEMU has loaded everything: `completed`, and paused.
+    VmLoaded,
+    /// QEMU emitted RESUME, or says that it runs.
+    VmResumed,
+    /// `paused` and `completed` were read again, just before Commit is accepted.
+    Rechecked(Result<(), String>),
+    /// Real memory compared with the ledger.
+    Proved(Result<(), String>),
+    /// The journal entry asked for is durable, or is not.
+    Journaled(Result<(), String>),
+    /// `cont` failed, and QEMU is proven dead without having run the guest.
+    NeverRan(String),
+    /// The operator wants to stop waiting.
+    Abort(String),
+    /// The time of `poll_timeout` has come.
+    Timer,
+}
+
+/// What the driver does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send a control frame.
+    Send(Frame),
+    /// Stop QEMU, start its incoming side, feed head and block list.
+    PrepareVm {
+        /// Header and configuration as captured.
+        head: Bytes,
+        /// RAM blocks.
+        blocks: Vec<BlockSpec>,
+    },
+    /// Stop QEMU and start its incoming side; a relayed stream brings all bytes itself.
+    PrepareRelay,
+    /// Lanes may be read.
+    AcceptLanes,
+    /// Lane 0 brings the stream's own bytes.
+    AcceptRelay,
+    /// All pages are in: feed the device state.
+    FeedTail(Vec<(Bytes, u32)>),
+    /// Compare real memory with the ledger.
+    Prove(Verify),
+    /// Read `paused` and `completed` again.
+    Recheck,
+    /// Journal, durable before the answer.
+    Journal(Mark),
+    /// Run the guest: `cont`, once.
+    Continue,
+    /// End target QEMU: no loaded, paused copy survives an abort (S3).
+    Quit,
+    /// Wait for the source to come back (it settles).
+    AwaitPeer,
+    /// For progress, report and hooks.
+    Phase(Phase),
+    /// The end.
+    Done(Outcome),
+}
+
+/// Durable steps of the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mark {
+    /// Commit is accepted; `cont` may follow.
+    Committed {
+        /// Agreed root.
+        root: Root,
+        /// Run state before the move.
+        run_state: RunState,
+    },
+    /// This attempt will never run here.
+    Refused(String),
+    /// Target QEMU is dead and the guest never ran in it.
+    NeverRan(String),
+    /// The guest runs here (or is here, paused as asked).
+    Running,
+    /// Both sides have closed the attempt.
+    Settled,
+}
+
+/// Names of the phases, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// QEMU opens its incoming side.
+    Prepare,
+    /// Pages arrive.
+    Precopy,
+    /// Last pages are in; device state loads.
+    Load,
+    /// Loaded was said; Commit is awaited.
+    Complete,
+    /// Commit came; the guest starts.
+    Commit,
+    /// Both journals close.
+    Settle,
+}
+
+/// What the machine must know before it starts.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// This process's incarnation.
+    pub incarnation: u64,
+    /// How memory shall be proved.
+    pub verify: Verify,
+    /// QEMU's version, for the source's log.
+    pub qemu: String,
+    /// `--paused`: leave the guest stopped.
+    pub stay_paused: bool,
+    /// Epoch of the VM in our journal.
+    pub epoch: u64,
+}
