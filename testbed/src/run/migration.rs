@@ -11,7 +11,7 @@ use super::figures;
 use super::watch::{Seen, Watch};
 use crate::arm::{Arm, Flight, Sides};
 use crate::clock;
-use crate::guest::{Control, Files, GUEST_MAC, Guest, Image, Network, Place, State};
+use crate::guest::{Files, GUEST_MAC, Guest, Image, Network, Place, State};
 use crate::lab::Lab;
 use crate::netns::PRIVATE;
 use crate::overlay::{Overlay, TAP};
@@ -38,6 +38,8 @@ pub(super) struct Setting<'a> {
     pub(super) scenario: &'a Scenario,
     pub(super) arm: &'a Arm,
     pub(super) repeat: u32,
+    /// Which run of how many.
+    pub(super) place: (usize, usize),
     pub(super) image: &'a Image,
     pub(super) state: &'a State,
     /// Where the run's logs are kept.
@@ -57,9 +59,34 @@ struct Ended {
     report: Option<Value>,
 }
 
+impl Ended {
+    /// Nothing has arrived yet.
+    fn open(started_us: u64) -> Self {
+        Self {
+            outcome: Outcome::NotArrived,
+            reason: None,
+            started_us,
+            stopped_us: None,
+            resumed_us: None,
+            completed_us: None,
+            report: None,
+        }
+    }
+
+    fn failed(started_us: u64, error: &anyhow::Error) -> Self {
+        let reason = Some(format!("{error:#}"));
+        Self {
+            outcome: Outcome::Failed,
+            reason,
+            ..Self::open(started_us)
+        }
+    }
+}
+
 /// Runs it. An arm that fails is a result; a lab that fails is an error.
 pub(super) fn run(setting: &Setting<'_>, progress: &Progress) -> anyhow::Result<MigrationRun> {
-    let name = format!("{} ({})", setting.arm, setting.repeat);
+    let (number, all) = setting.place;
+    let name = format!("[{number}/{all}] {} {}", setting.arm, setting.repeat);
     progress.step(&format!("{name}: starting the lab"));
     let mut lab = super::lab(setting.scenario, u64::from(setting.repeat))?;
     let result = in_lab(setting, &lab, &name, progress);
@@ -91,14 +118,18 @@ fn in_lab(
         target: &target,
         hook: Some(overlay.hook()),
     };
-    let mut flight = Flight::prepare(setting.arm, &sides)?;
+    let mut flight = Flight::prepare(setting.arm, &sides);
     let observed_from_us = clock::epoch_us();
     progress.step(&format!("{name}: watching the guest before the start"));
     clock::pause(BEFORE);
 
     let wan_before = lab.wan.counters()?;
     progress.step(&format!("{name}: moving"));
-    let ended = fly(setting, &mut flight, &sides, name, progress);
+    let mut ended = match &mut flight {
+        Ok(flight) => fly(setting, flight, &sides, name, progress),
+        // An arm that cannot even begin is a result too.
+        Err(error) => Ended::failed(clock::epoch_us(), error),
+    };
     let wan_after = lab.wan.counters()?;
     let samples = control.samples();
     drop(control);
@@ -106,7 +137,13 @@ fn in_lab(
     if ended.resumed_us.is_some() {
         progress.step(&format!("{name}: the guest checks all its memory"));
         clock::pause(AFTER);
-        self_check_errors = Some(self_check(&target.control()?)?);
+        match target.control().and_then(|control| control.verify()) {
+            Ok(verified) => self_check_errors = Some(verified.errors),
+            Err(error) => {
+                ended.outcome = Outcome::Failed;
+                ended.reason = Some(format!("the guest is silent at the target: {error:#}"));
+            }
+        }
     }
     let until_us = clock::epoch_us();
     let watched = watch.stop()?;
@@ -207,21 +244,9 @@ fn fly(
     };
     let started_us = clock::epoch_us();
     let began = clock::now();
-    let mut ended = Ended {
-        outcome: Outcome::NotArrived,
-        reason: None,
-        started_us,
-        stopped_us: None,
-        resumed_us: None,
-        completed_us: None,
-        report: None,
-    };
+    let mut ended = Ended::open(started_us);
     if let Err(error) = flight.start(sides) {
-        return Ended {
-            outcome: Outcome::Failed,
-            reason: Some(format!("{error:#}")),
-            ..ended
-        };
+        return Ended::failed(started_us, &error);
     }
     let resumed = loop {
         if let Some(event) = sides
@@ -270,13 +295,6 @@ fn fly(
         Err(error) => ended.reason = Some(format!("it arrived, but: {error:#}")),
     }
     ended
-}
-
-fn self_check(control: &Control) -> anyhow::Result<u64> {
-    let verified = control
-        .verify()
-        .context("the guest does not answer at the target")?;
-    Ok(verified.errors)
 }
 
 /// Holes stay holes: the image has a third of its size in data.

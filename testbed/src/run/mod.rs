@@ -56,6 +56,7 @@ pub fn migration(
         guest: serde_json::to_value(&scenario.machine)?,
         runs: Vec::new(),
     };
+    let all = arms.len() * usize::try_from(options.repeat)?;
     for repeat in 1..=options.repeat {
         for arm in &arms {
             let name = arm.to_string();
@@ -68,6 +69,7 @@ pub fn migration(
                 scenario,
                 arm,
                 repeat,
+                place: (document.runs.len() + 1, all),
                 image: &image,
                 state: &state,
                 logs: folder.logs(&name, repeat),
