@@ -72,7 +72,9 @@ impl World {
                 }
             }
             Step::Intent { .. } | Step::SettledThere => unreachable!("a source's step"),
-            Step::Refused | Step::NeverRan | Step::Running | Step::SettledHere => {}
+            // The agent may have been killed between its word and QEMU's end.
+            Step::Refused | Step::NeverRan => self.target_qemu.quit(),
+            Step::Running | Step::SettledHere => {}
         }
         self.target.life = Life::Resolving;
         self.target.wants_peer = true;

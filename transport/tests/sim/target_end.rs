@@ -86,6 +86,14 @@ impl World {
     }
 
     fn target_act(&mut self, action: Action) {
+        if let Action::Done(outcome) = action {
+            self.target.life = Life::Ended(outcome);
+            if std::mem::take(&mut self.target.has_peer) {
+                self.net.close(Way::ToSource);
+            }
+            self.target_gone();
+            return;
+        }
         #[expect(clippy::wildcard_enum_match_arm, reason = "what is left is asserted")]
         match action {
             Action::Send(frame) => self.target_send(&frame),
@@ -131,13 +139,6 @@ impl World {
             }
             Action::Quit => self.target_qemu.quit(),
             Action::AwaitPeer => self.target.wants_peer = true,
-            Action::Done(outcome) => {
-                self.target.life = Life::Ended(outcome);
-                if std::mem::take(&mut self.target.has_peer) {
-                    self.net.close(Way::ToSource);
-                }
-                self.target_gone();
-            }
             other => assert!(
                 matches!(other, Action::Phase(_)),
                 "{other:?} is no part of a modelled session"

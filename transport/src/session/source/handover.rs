@@ -105,6 +105,12 @@ impl Source {
 
     pub(super) fn journaled(&mut self, now: Instant, result: Result<(), String>) {
         match (self.state, result) {
+            // Commit has not left, and the guest runs here.
+            (State::Intent, Ok(())) if self.resumed_since_stop => {
+                self.state = State::Completing;
+                let detail = "the guest resumed during handover".into();
+                self.fail(now, AbortCode::Qemu, detail);
+            }
             (State::Intent, Ok(())) => {
                 let Some(root) = self.root else { return };
                 self.enter(now, State::Committed, Some(ANSWER_MAX));

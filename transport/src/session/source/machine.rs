@@ -261,6 +261,8 @@ impl Source {
                     epoch: self.config.epoch,
                 }));
             }
+            // Commit has not left: nothing that is said here answers it.
+            (State::Intent, _) => {}
             (State::Settling, Frame::Settled { .. }) => self.finish(),
             (State::Settling, _) => {}
             (State::Committed | State::Doubt, Frame::Abort { detail, .. }) => {
@@ -302,8 +304,13 @@ impl Source {
     fn open_relay(&mut self, now: Instant) {
         self.act(Action::OpenRelay);
         self.act(Action::ReleaseToQemu);
-        self.enter(now, State::Precopy, None);
-        self.act(Action::Phase(Phase::Precopy));
+        if self.is_stopped() {
+            self.enter(now, State::Stopping, None);
+            self.announce_stop();
+        } else {
+            self.enter(now, State::Precopy, None);
+            self.act(Action::Phase(Phase::Precopy));
+        }
     }
 
     fn relayed(&mut self, now: Instant, bytes: u64) {
@@ -416,8 +423,11 @@ impl Source {
             State::Waiting => self.stopped_unasked = true,
             State::Preparing | State::Layout => self.stopped_unasked |= unasked,
             State::Precopy => {
-                self.stopped_unasked = unasked;
-                self.enter(now, State::Stopping, Some(STOP_MAX));
+                // So is QEMU's own stop in a relay, where it decides too; all that is left then
+                // crosses the link first.
+                self.stopped_unasked = unasked && !self.is_relay;
+                let limit = (!self.is_relay).then_some(STOP_MAX);
+                self.enter(now, State::Stopping, limit);
                 self.announce_stop();
             }
             _ => {}
