@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use transport::session::VmMigration;
-use transport::session::source::Input;
+use transport::session::source::{Action, Input};
+use transport::session::{Hold, VmMigration};
 use transport::wire::{Frame, tail};
 
 use crate::content;
@@ -45,6 +45,40 @@ pub(crate) struct Capture {
 }
 
 impl World {
+    /// What an action asks of QEMU's monitor, in order.
+    pub(crate) fn vm_commands(&mut self, action: &Action) -> Option<Vec<Command>> {
+        const ANY: Duration = Duration::from_secs(2000);
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the others do not steer QEMU"
+        )]
+        let commands = match action {
+            Action::StartCapture => {
+                let (limit, rate) = match self.plan.hold {
+                    Hold::SwitchoverAck => (Duration::ZERO, 0),
+                    // For guests this small a twentieth of the product's first pace.
+                    Hold::Starvation => (self.plan.downtime, 1_000_000),
+                };
+                vec![Command::Set(Some(limit), Some(rate)), Command::Migrate]
+            }
+            Action::TriggerPass => vec![Command::Set(Some(Duration::from_millis(1)), None)],
+            Action::OpenPass => {
+                self.source.capture.era += 1;
+                vec![Command::Set(Some(Duration::ZERO), Some(0))]
+            }
+            Action::HoldPass => vec![Command::Set(None, Some(50_000))],
+            Action::Pace(rate) => vec![Command::Set(None, Some((*rate).max(10)))],
+            Action::Release => vec![Command::Set(Some(ANY), Some(0)), Command::Acknowledge],
+            Action::ReleaseToQemu => vec![
+                Command::Set(Some(self.plan.downtime), Some(0)),
+                Command::Acknowledge,
+            ],
+            Action::Continue => vec![Command::Continue],
+            _ => return None,
+        };
+        Some(commands)
+    }
+
     pub(crate) fn command(&mut self, command: Command) {
         self.source.monitor.commands.push_back(command);
         if !std::mem::replace(&mut self.source.monitor.is_busy, true) {
@@ -102,7 +136,9 @@ impl World {
                 self.source_input(Input::VmMigration(VmMigration::Completed));
             }
             Said::Head | Said::Page { .. } | Said::Section { .. } | Said::RamEnd | Said::Tail => {
-                if self.source.capture.is_open {
+                if self.source.capture.is_open && self.plan.relay {
+                    self.relay(said);
+                } else if self.source.capture.is_open {
                     self.capture(&said);
                 }
             }

@@ -97,8 +97,10 @@ impl World {
             }
         }
         self.pump_lanes();
+        self.pump_relay();
         self.net.pump(self.now);
         self.pump_lanes();
+        self.pump_relay();
         self.net.pump(self.now);
         self.arrange_meeting();
     }
@@ -121,6 +123,7 @@ impl World {
                 self.guest_step();
                 self.after(GUEST_STEP, Event::GuestStep);
             }
+            Event::QemuStep if self.relay_is_full() => self.after(STEP, Event::QemuStep),
             Event::QemuStep => {
                 for (delay, said) in self.source_qemu.step(self.now) {
                     if delay.is_zero() {

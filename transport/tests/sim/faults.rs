@@ -119,7 +119,7 @@ impl World {
         if let Some(said) = self.source_qemu.stop() {
             self.paused_by_operator = true;
             // QEMU's own stop and the operator's look alike there.
-            self.run_state_unknown |= self.plan.hold == Hold::Starvation;
+            self.run_state_unknown |= self.plan.hold == Hold::Starvation || self.plan.relay;
             self.source_said(said);
             if let Some(delay) = run_after {
                 self.after(delay, Event::RunAgain);

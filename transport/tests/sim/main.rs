@@ -8,10 +8,11 @@
 //!
 //! `SIM_SEED=7` runs one seed and prints what happened; `SIM_SEEDS=5000` runs more of them.
 //!
-//! Reading order: sessions (the tests), rules, plan, world, clock, source_end, capture, target_end, lanes, net,
+//! Reading order: sessions (the tests), rules, checks, plan, world, clock, source_end, capture, relay, target_end, lanes, net,
 //! source_qemu, target_qemu, journal, faults, errors, operator, oracle.
 
 mod capture;
+mod checks;
 mod clock;
 mod content;
 mod errors;
@@ -22,6 +23,7 @@ mod net;
 mod operator;
 mod oracle;
 mod plan;
+mod relay;
 mod rules;
 mod sessions;
 mod source_end;

@@ -50,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) hold: Hold,
     pub(crate) verify: Verify,
+    /// QEMU's stream has something unknown before its first page.
+    pub(crate) relay: bool,
     pub(crate) ram_pages: u32,
     pub(crate) link: LinkParams,
     /// Pages that the guest writes per second, of these many first ones.
@@ -123,6 +125,7 @@ impl Plan {
                 Hold::Starvation
             },
             verify: Verify::Full,
+            relay: false,
             ram_pages,
             link,
             writes_per_s: u32_up_to(&mut random, link_pages_per_s / 4) + 1,
@@ -144,6 +147,7 @@ impl Plan {
         if seed.is_multiple_of(6) {
             return plan;
         }
+        plan.relay = random.chance(0.1);
         plan.writes_per_s *= 1 + u32_up_to(&mut random, 8);
         plan.break_something(&mut random);
         if random.chance(0.3) {

@@ -5,11 +5,12 @@ use std::time::Duration;
 use transport::session::{Hold, Outcome};
 use transport::wire::{AbortCode, Role};
 
+use crate::checks::{at_every_action, check_order, check_stayed, position, running};
 use crate::journal::Step;
-use crate::plan::{Fault, Moment, Plan, SOURCE_ACTIONS, TARGET_ACTIONS};
+use crate::plan::{Fault, Moment};
 use crate::sessions::run;
 use crate::target_qemu::Cont;
-use crate::world::{Life, World};
+use crate::world::Life;
 
 /// S1: each step of the handover follows the one that allows it.
 #[test]
@@ -217,6 +218,19 @@ fn s5_stop_unasked_arrives() {
     }
 }
 
+/// S4: a relayed guest arrives, running, with every page, although nobody knows its pages.
+#[test]
+fn s4_relayed_guest_arrives() {
+    for hold in [Hold::SwitchoverAck, Hold::Starvation] {
+        let mut plan = running(13);
+        plan.hold = hold;
+        plan.relay = true;
+        plan.link.rate_bps = 20_000_000;
+        let world = run(plan);
+        assert!(world.target_qemu.is_running);
+    }
+}
+
 /// S5: one that is run again at once moves on, running.
 #[test]
 fn s5_short_stop_before_pre_copy_is_forgotten() {
@@ -230,64 +244,4 @@ fn s5_short_stop_before_pre_copy_is_forgotten() {
     let world = run(plan);
     assert_eq!(world.source.life, Life::Ended(Outcome::Arrived));
     assert!(world.target_qemu.is_running);
-}
-
-/// Every action of either side, with each fault before and after it. A session in which the action
-/// does not occur is one more without faults.
-fn at_every_action(faults: &[Fault]) {
-    let (mut struck, mut tried) = (0, 0);
-    let source = SOURCE_ACTIONS.map(|action| (Role::Source, action));
-    let target = TARGET_ACTIONS.map(|action| (Role::Target, action));
-    for (role, action) in source.into_iter().chain(target) {
-        for fault in faults {
-            for moment in [
-                Moment::Before(role, action),
-                Moment::After(role, action, Duration::ZERO),
-            ] {
-                let mut plan = running(10);
-                // Two rounds, so that passes are triggered too.
-                plan.writes_per_s = 2000;
-                plan.faults = vec![(moment, *fault)];
-                let world = run(plan);
-                struck += u32::from(world.plan.faults.is_empty());
-                tried += 1;
-            }
-        }
-    }
-    // Actions of sessions that fail do not occur before the fault.
-    assert!(
-        struck * 4 > tried * 3,
-        "only {struck} of {tried} faults struck"
-    );
-}
-
-/// A guest that runs, held by the withheld acknowledgement.
-fn running(seed: u64) -> Plan {
-    let mut plan = Plan::sound(seed);
-    plan.hold = Hold::SwitchoverAck;
-    (plan.was_running, plan.stay_paused) = (true, false);
-    plan
-}
-
-fn check_stayed(life: &Life, expected: AbortCode) {
-    let Life::Ended(Outcome::Stayed { code, .. }) = life else {
-        panic!("{life:?}");
-    };
-    assert_eq!(*code, expected);
-}
-
-/// The first lines that begin so come in this order.
-fn check_order(world: &World, wanted: &[&str]) {
-    let places: Vec<_> = wanted
-        .iter()
-        .map(|text| (position(world, text), text))
-        .collect();
-    assert!(
-        places.is_sorted() && places.iter().all(|(place, _)| place.is_some()),
-        "{places:#?}"
-    );
-}
-
-fn position(world: &World, text: &str) -> Option<usize> {
-    world.trace.iter().position(|line| line.contains(text))
 }

@@ -3,17 +3,18 @@
 use std::time::{Duration, Instant};
 
 use transport::block::{PAGE_SIZE, PageHasher, Root};
+use transport::session::Policy;
 use transport::session::source::{Action, Config, Input, Sample, Source};
-use transport::session::{Hold, Policy};
 use transport::wire::{Frame, FrameReader, Role, RunState};
 
-use crate::capture::{Capture, Command, Monitor};
+use crate::capture::{Capture, Monitor};
 use crate::content::{self, KEY};
 use crate::faults::variant;
 use crate::journal::Step;
 use crate::lanes::{Image, SourceLanes};
 use crate::net::{CONTROL, Way, encoded};
 use crate::plan::Plan;
+use crate::relay::Spool;
 use crate::world::{ATTEMPT, Event, Life, SOURCE_INCARNATION, TARGET_INCARNATION, World};
 
 /// Bytes in flight: two bandwidth-delay products, within these.
@@ -35,6 +36,7 @@ pub(crate) struct SourceEnd {
     pub(crate) root: Option<Root>,
     pub(crate) capture: Capture,
     pub(crate) monitor: Monitor,
+    pub(crate) spool: Spool,
     ticks: u32,
     link_is_known: bool,
 }
@@ -65,6 +67,7 @@ impl SourceEnd {
             root: None,
             capture: Capture::default(),
             monitor: Monitor::default(),
+            spool: Spool::default(),
             ticks: 0,
             link_is_known: false,
         }
@@ -105,37 +108,21 @@ impl World {
     }
 
     fn source_act(&mut self, action: Action) {
-        const ANY: Duration = Duration::from_secs(2000);
+        if let Some(commands) = self.vm_commands(&action) {
+            commands
+                .into_iter()
+                .for_each(|command| self.command(command));
+            return;
+        }
         #[expect(clippy::wildcard_enum_match_arm, reason = "what is left is asserted")]
         match action {
             Action::Send(frame) => self.source_send(&frame),
-            Action::StartCapture => {
-                let (limit, rate) = match self.plan.hold {
-                    Hold::SwitchoverAck => (Duration::ZERO, 0),
-                    // For guests this small a twentieth of the product's first pace.
-                    Hold::Starvation => (self.plan.downtime, 1_000_000),
-                };
-                self.command(Command::Set(Some(limit), Some(rate)));
-                self.command(Command::Migrate);
-            }
             Action::OpenLanes => {
                 let image = self.source.image.as_ref().expect("the head came first");
                 let lanes = SourceLanes::open(&image.layout, SOURCE_INCARNATION, &mut self.net);
                 self.source.lanes = Some(lanes);
             }
-            Action::TriggerPass => {
-                self.command(Command::Set(Some(Duration::from_millis(1)), None));
-            }
-            Action::OpenPass => {
-                self.source.capture.era += 1;
-                self.command(Command::Set(Some(Duration::ZERO), Some(0)));
-            }
-            Action::HoldPass => self.command(Command::Set(None, Some(50_000))),
-            Action::Pace(rate) => self.command(Command::Set(None, Some(rate.max(10)))),
-            Action::Release => {
-                self.command(Command::Set(Some(ANY), Some(0)));
-                self.command(Command::Acknowledge);
-            }
+            Action::OpenRelay => self.source.spool.is_open = true,
             Action::FlushLanes { barrier } => {
                 if let Some(lanes) = &mut self.source.lanes {
                     lanes.barrier = barrier;
@@ -149,7 +136,6 @@ impl World {
                 let told = Input::CaptureFailed("QEMU closed its stream".into());
                 self.after(Duration::from_millis(1), Event::Source(told));
             }
-            Action::Continue => self.command(Command::Continue),
             Action::Journal(mark) => {
                 if let Some(step) = Step::of_source(&mark) {
                     self.write_journal(Role::Source, step);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use transport::block::{Layout, PAGE_SIZE, PageHasher, Root};
 use transport::session::target::{Action, Config, Input, Target};
 use transport::wire::{Frame, FrameReader, Role, tail};
@@ -27,6 +27,9 @@ pub(crate) struct TargetEnd {
     pub(crate) lanes: Option<TargetLanes>,
     /// The last Commit that came, for a fault that repeats it.
     pub(crate) last_commit: Option<Frame>,
+    /// Bytes of a relayed stream that make no whole record yet.
+    pub(crate) relayed: BytesMut,
+    relays: bool,
     layout: Option<Arc<Layout>>,
     /// Root that both ledgers had when the last barrier was applied.
     pub(crate) root: Option<Root>,
@@ -51,6 +54,8 @@ impl TargetEnd {
             reader: FrameReader::new(),
             lanes: None,
             last_commit: None,
+            relayed: BytesMut::new(),
+            relays: false,
             layout: None,
             root: None,
             told_bytes: 0,
@@ -100,14 +105,10 @@ impl World {
             Action::PrepareVm { blocks, .. } => {
                 let layout = Layout::new(blocks).expect("the source's own blocks");
                 self.target.layout = Some(Arc::new(layout));
-                let input = if self.target_qemu.is_alive {
-                    Input::VmPrepared
-                } else {
-                    Input::VmFailed("QEMU is gone".into())
-                };
-                let delay = self.about_ms(10);
-                self.after(delay, Event::Target(input));
+                self.prepare_target();
             }
+            Action::PrepareRelay => self.prepare_target(),
+            Action::AcceptRelay => self.target.relays = true,
             Action::AcceptLanes => {
                 let layout = self.target.layout.as_ref().expect("PrepareVm came first");
                 self.target.lanes = Some(TargetLanes::new(layout, SOURCE_INCARNATION));
@@ -146,6 +147,16 @@ impl World {
         }
     }
 
+    fn prepare_target(&mut self) {
+        let input = if self.target_qemu.is_alive {
+            Input::VmPrepared
+        } else {
+            Input::VmFailed("QEMU is gone".into())
+        };
+        let delay = self.about_ms(10);
+        self.after(delay, Event::Target(input));
+    }
+
     /// What the end of the process means for target QEMU: a load that is under way fails.
     pub(crate) fn target_gone(&mut self) {
         if !self.target_qemu.is_loaded {
@@ -181,6 +192,9 @@ impl World {
     pub(crate) fn target_lane(&mut self, lane: usize, bytes: &Bytes) {
         if self.target.life != Life::Live || !self.target.has_peer {
             return;
+        }
+        if self.target.relays {
+            return self.relayed_bytes(bytes);
         }
         let Some(lanes) = &mut self.target.lanes else {
             panic!("lane bytes before the layout was taken");
