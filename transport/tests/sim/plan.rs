@@ -148,7 +148,10 @@ impl Plan {
             return plan;
         }
         plan.relay = random.chance(0.1);
-        plan.writes_per_s *= 1 + u32_up_to(&mut random, 8);
+        // A relay has no rounds: like QEMU's own migration it ends only when the link is faster.
+        if !plan.relay {
+            plan.writes_per_s *= 1 + u32_up_to(&mut random, 8);
+        }
         plan.break_something(&mut random);
         if random.chance(0.3) {
             plan.break_something(&mut random);
