@@ -37,6 +37,7 @@ fn move_and_compare(pair: &Pair, from_cloud: bool) -> anyhow::Result<()> {
         "{} pages",
         comparison.pages()
     );
+    assert_eq!(comparison.left_out, Vec::<String>::new());
     assert_eq!(comparison.differing(), 0, "{comparison:?}\n{}", said());
     assert_eq!(pair.running_max(), 1);
 

@@ -87,6 +87,9 @@ pub struct Machine {
     /// Where RAM comes from.
     #[serde(default)]
     pub ram: Ram,
+    /// A virtio-mem device: its early section comes before the first page of a migration.
+    #[serde(default)]
+    pub virtio_mem: bool,
     /// What the program inside does.
     pub load: Load,
     /// Redis with (keys, bytes each).
@@ -108,6 +111,7 @@ impl Machine {
             memory_mib: 160,
             debian: false,
             ram: Ram::Shared,
+            virtio_mem: false,
             load: Load {
                 working_set_mib: 32,
                 writes_per_s: 500,
@@ -166,7 +170,16 @@ impl Machine {
         let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         add("-M", "q35,memory-backend=pc.ram".to_owned());
         add("-object", backend);
-        add("-m", format!("{memory}M"));
+        if self.virtio_mem {
+            add("-m", format!("{memory}M,maxmem=1G"));
+            add("-object", "memory-backend-ram,id=more,size=128M".to_owned());
+            add(
+                "-device",
+                "virtio-mem-pci,memdev=more,requested-size=0".to_owned(),
+            );
+        } else {
+            add("-m", format!("{memory}M"));
+        }
         add("-accel", "tcg".to_owned());
         add("-cpu", "max".to_owned());
         add("-smp", "1".to_owned());

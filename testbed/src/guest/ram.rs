@@ -16,6 +16,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Block {
     used_bytes: u64,
+    /// 0 where QEMU does not tell.
     host_address: u64,
 }
 
@@ -37,6 +38,8 @@ pub struct BlockDifference {
 pub struct Comparison {
     /// Every block, differing or not, in the order of names.
     pub blocks: Vec<BlockDifference>,
+    /// Blocks whose place QEMU does not tell (up to 7.2, all but RAM and BIOS).
+    pub left_out: Vec<String>,
 }
 
 impl Comparison {
@@ -77,6 +80,10 @@ pub fn compare(left: &Guest, right: &Guest) -> anyhow::Result<Comparison> {
     let mut comparison = Comparison::default();
     for (name, left_block) in &left_blocks {
         let right_block = &right_blocks[name];
+        if left_block.host_address == 0 || right_block.host_address == 0 {
+            comparison.left_out.push(name.clone());
+            continue;
+        }
         let difference = compare_block(&left_memory, left_block, &right_memory, right_block)
             .with_context(|| format!("cannot read block {name}"))?;
         comparison.blocks.push(BlockDifference {
@@ -205,7 +212,30 @@ fn blocks(guest: &Guest) -> anyhow::Result<BTreeMap<String, Block>> {
     let answer = guest
         .monitor()
         .execute("human-monitor-command", &arguments)?;
-    parse_blocks(answer.as_str().unwrap_or_default())
+    let mut blocks = parse_blocks(answer.as_str().unwrap_or_default())?;
+    if blocks.values().all(|block| block.host_address == 0) {
+        // RAM starts at guest address 0, the BIOS ends at 4 GiB: QEMU tells these two's places.
+        for (name, end) in [("pc.ram", None), ("pc.bios", Some(1_u64 << 32))] {
+            let Some(block) = blocks.get_mut(name) else {
+                continue;
+            };
+            let address = end.map_or(0, |end| end.saturating_sub(block.used_bytes));
+            block.host_address = host_address(guest, name, address)?;
+        }
+    }
+    Ok(blocks)
+}
+
+/// Where QEMU has a guest address: `Host virtual address for 0x0 (pc.ram) is 0x7f2c1be00000`.
+fn host_address(guest: &Guest, block: &str, address: u64) -> anyhow::Result<u64> {
+    let arguments = json!({ "command-line": format!("gpa2hva {address:#x}") });
+    let monitor = guest.monitor();
+    let answer = monitor.execute("human-monitor-command", &arguments)?;
+    let answer = answer.as_str().unwrap_or_default().trim();
+    let (_, place) = answer
+        .split_once(&format!("({block}) is 0x"))
+        .with_context(|| format!("gpa2hva {address:#x}: {answer}"))?;
+    Ok(u64::from_str_radix(place.trim(), 16)?)
 }
 
 /// Columns: name, page size (two words), offset, used, total, host address, and more in newer
@@ -214,8 +244,11 @@ fn parse_blocks(text: &str) -> anyhow::Result<BTreeMap<String, Block>> {
     let mut blocks = BTreeMap::new();
     for line in text.lines().skip(1) {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [name, _, _, _, used, _, address, ..] = words[..] else {
-            bail!("`info ramblock` has a line that is not understood: {line}");
+        // Up to 7.2 the last columns are missing.
+        let (name, used, address) = match words[..] {
+            [name, _, _, _, used, _, address, ..] => (name, used, address),
+            [name, _, _, _, used, _] => (name, used, "0"),
+            _ => bail!("`info ramblock` has a line that is not understood: {line}"),
         };
         let hex = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16);
         let block = Block {
