@@ -19,6 +19,8 @@ fn s4_an_unknown_section_makes_a_relay() -> anyhow::Result<()> {
     }
     let machine = Machine {
         virtio_mem: true,
+        // Space for the tables of what it may be given.
+        memory_mib: 256,
         ..Machine::small()
     };
     let pair = Pair::new("relay", &machine)?;
