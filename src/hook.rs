@@ -57,6 +57,8 @@ impl Hook {
             .env("SCALEAWAY_PEER", &self.peer)
             .env("SCALEAWAY_ROLE", self.role)
             .stdin(Stdio::null())
+            // Its words go to the log's stream: stdout is for scripts.
+            .stdout(std::io::stderr())
             .kill_on_drop(true);
         let limit = self.limit;
         Some(tokio::spawn(async move {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use qemu_glue::qmp::ProcessId;
 use serde::{Deserialize, Serialize};
-use transport::wire::{self, RunState, Verdict};
+use transport::wire::{self, Verdict};
 
 use crate::peer::{Me, Peer};
 use crate::state_dir::StateDir;
@@ -40,10 +40,9 @@ pub(crate) enum Step {
     Intent {
         root: String,
         target_incarnation: u64,
-        paused: bool,
     },
     /// Target: Commit is accepted; `cont` may follow.
-    Committed { root: String, paused: bool },
+    Committed { root: String },
     /// Target: this attempt will never run here.
     Refused { reason: String },
     /// Target: its QEMU is dead and never ran the guest.
@@ -64,7 +63,7 @@ pub(crate) struct Entry {
     pub(crate) role: Role,
     /// Fingerprint of the peer.
     pub(crate) peer: String,
-    /// Raised by a `resolve` without contact.
+    /// Of this attempt; raised by a `resolve` without contact.
     pub(crate) epoch: u64,
     /// Seconds since 1970, for people.
     pub(crate) at_s: u64,
@@ -72,6 +71,9 @@ pub(crate) struct Entry {
     pub(crate) qmp: PathBuf,
     /// QEMU by pid, start time, boot id.
     pub(crate) qemu: ProcessId,
+    /// The guest was paused before the move, and stays so.
+    #[serde(default)]
+    pub(crate) paused: bool,
     #[serde(flatten)]
     pub(crate) step: Step,
 }
@@ -116,28 +118,17 @@ impl Entry {
             Step::SettledHere { .. }
             | Step::SettledThere { .. }
             | Step::Refused { .. }
-            | Step::NeverRan { .. } => true,
-            Step::Started | Step::Intent { .. } | Step::Committed { .. } | Step::Running => false,
-        }
-    }
-
-    /// Whether the guest was paused before the move.
-    pub(crate) fn run_state(&self) -> RunState {
-        let paused = matches!(
-            self.step,
-            Step::Intent { paused: true, .. } | Step::Committed { paused: true, .. }
-        );
-        if paused {
-            RunState::Paused
-        } else {
-            RunState::Running
+            | Step::NeverRan { .. }
+            // The guest is here; the source may still come and ask.
+            | Step::Running => true,
+            Step::Started | Step::Intent { .. } | Step::Committed { .. } => false,
         }
     }
 }
 
 impl Entry {
     /// First entry of a new attempt.
-    pub(crate) fn started(me: &Me, vm: &Vm, peer: &Peer, journal: &Journal) -> Entry {
+    pub(crate) fn started(me: &Me, vm: &Vm, peer: &Peer, paused: bool) -> Entry {
         Entry {
             vm: me.vm.clone(),
             attempt: hex(&peer.agreed.attempt.0),
@@ -146,10 +137,11 @@ impl Entry {
                 wire::Role::Target => Role::Target,
             },
             peer: peer.connection.peer().to_string(),
-            epoch: journal.latest().map_or(0, |latest| latest.epoch),
+            epoch: 0,
             at_s: now_s(),
             qmp: std::path::absolute(&vm.path).unwrap_or_else(|_| vm.path.clone()),
             qemu: vm.qmp.peer_process().clone(),
+            paused,
             step: Step::Started,
         }
     }
@@ -199,7 +191,8 @@ pub(crate) struct Journal {
     path: PathBuf,
     file: File,
     end: u64,
-    latest: Option<Entry>,
+    /// Every entry of the file, oldest first; bounded by its size.
+    entries: Vec<Entry>,
 }
 
 impl Journal {
@@ -221,13 +214,21 @@ impl Journal {
             path,
             file,
             end,
-            latest: entries.into_iter().next_back(),
+            entries,
         })
     }
 
     /// The last durable entry.
     pub(crate) fn latest(&self) -> Option<&Entry> {
-        self.latest.as_ref()
+        self.entries.last()
+    }
+
+    /// The last durable entry of an attempt.
+    pub(crate) fn find(&self, attempt: &str) -> Option<&Entry> {
+        self.entries
+            .iter()
+            .rev()
+            .find(|entry| entry.attempt == attempt)
     }
 
     /// Makes an entry durable.
@@ -239,7 +240,7 @@ impl Journal {
         self.file.write_all_at(&line, self.end)?;
         self.file.sync_data()?;
         self.end += line.len() as u64;
-        self.latest = Some(entry.clone());
+        self.entries.push(entry.clone());
         Ok(())
     }
 
@@ -252,7 +253,8 @@ impl Journal {
         let file = open_reserved(&fresh)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
         let mut end = 0;
-        if let Some(latest) = &self.latest {
+        self.entries.drain(..self.entries.len().saturating_sub(1));
+        if let Some(latest) = self.entries.last() {
             let line = encode(latest)?;
             file.write_all_at(&line, 0)?;
             end = line.len() as u64;
@@ -263,6 +265,11 @@ impl Journal {
         (self.file, self.end) = (file, end);
         Ok(())
     }
+}
+
+/// Whether this state dir has a journal of the VM.
+pub(crate) fn knows(state: &StateDir, vm: &str) -> anyhow::Result<bool> {
+    Ok(state.folder("journal")?.join(file_name(vm)).exists())
 }
 
 /// Latest entries of every VM in a state dir, without locking.
@@ -419,6 +426,7 @@ mod tests {
                 start_time_ticks: 2,
                 boot_id: "b".into(),
             },
+            paused: false,
             step,
         }
     }

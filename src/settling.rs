@@ -8,7 +8,7 @@ use qemu_glue::qmp::{Client, RunState};
 use transport::session::{Next, Side, settle};
 use transport::wire::{AttemptId, Frame, Purpose, Role as WireRole, Verdict};
 
-use crate::journal::{Entry, Journal, Role, Step};
+use crate::journal::{Entry, Journal, Role, Step, hex};
 use crate::peer::{Door, Me, Peer, send_frame};
 
 /// Between two questions to a side that does not know yet.
@@ -28,6 +28,19 @@ pub(crate) enum Word {
 pub(crate) struct Settling {
     journal: Journal,
     entry: Entry,
+}
+
+/// Before a new `receive` of the VM: an attempt whose `receive` died before Commit is refused for good,
+/// and its paused copy ends (S3).
+pub(crate) async fn refuse_stale(journal: Journal) -> anyhow::Result<Journal> {
+    let Some(entry) = journal.latest().cloned() else {
+        return Ok(journal);
+    };
+    let mut settling = Settling::new(journal, entry);
+    if settling.entry.role == Role::Target && settling.entry.step == Step::Started {
+        settling.make_durable().await?;
+    }
+    Ok(settling.journal)
 }
 
 /// QEMU as the journal names it, if it still lives.
@@ -58,6 +71,12 @@ impl Settling {
             }
             (Step::Intent { .. }, _) => return self.in_doubt(word, other_is_dead).await,
         };
+        if let (Step::Committed { .. }, Some(Word::There), true) = (&step, word, other_is_dead)
+            && self.qemu().await?.is_none()
+        {
+            // Nobody can tell whether it ran before its QEMU ended: the operator decides.
+            return self.give_up("the operator's word").await.map(Some);
+        }
         if let Some(word) = word
             && word != own
         {
@@ -72,6 +91,13 @@ impl Settling {
             );
         }
         match own {
+            // The guest ran here, and its QEMU has ended since.
+            Word::Here if step == Step::Running && self.qemu().await?.is_none() => {
+                self.append(Step::SettledHere {
+                    reason: "its QEMU has ended".into(),
+                })?;
+                Ok(Some("here, and its QEMU has ended"))
+            }
             Word::Here => self.keep("settled by the journal").await.map(Some),
             Word::There => self.give_up("settled by the journal").await.map(Some),
         }
@@ -210,13 +236,17 @@ impl Settling {
                 } => {
                     let mine = self.side(WireRole::Target);
                     let known = named == attempt;
-                    let verdict = if known {
-                        mine.verdict
-                    } else {
-                        Verdict::Unknown
-                    };
+                    // An older attempt's last word stands in the journal too.
+                    let verdict = self
+                        .journal
+                        .find(&hex(&named.0))
+                        .map_or(Verdict::Unknown, Entry::verdict);
                     if known && settle(mine, theirs, their_epoch) == Next::PauseHere {
                         self.pause().await?;
+                        self.append(Step::SettledThere {
+                            reason: "the source's operator has the guest; the copy here is paused"
+                                .into(),
+                        })?;
                     }
                     let epoch = mine.epoch;
                     let answer = Frame::Answer {
@@ -228,7 +258,7 @@ impl Settling {
                 }
                 Frame::Settled { .. } => {
                     let runs_here = self.entry.verdict() == Verdict::Running;
-                    if runs_here {
+                    if self.entry.step == Step::Running {
                         self.append(Step::SettledHere {
                             reason: "arrived".into(),
                         })?;
@@ -284,11 +314,14 @@ impl Settling {
     async fn run_here(&mut self) -> anyhow::Result<()> {
         let Some(qemu) = self.qemu().await? else {
             bail!(
-                "QEMU (pid {}) that had the guest is gone: nothing is left to run here",
-                self.entry.qemu.pid
+                "QEMU (pid {}) that had the guest is gone: nothing is left to run here. To run the \
+                 source's copy again: `scaleaway resolve {} --there --i-know-the-other-is-dead` here, \
+                 then with --here at the source",
+                self.entry.qemu.pid,
+                self.entry.vm
             );
         };
-        let paused_before = self.entry.run_state() == transport::wire::RunState::Paused;
+        let paused_before = self.entry.paused;
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "any other state is for the operator"

@@ -54,8 +54,11 @@ impl Vm {
         let uuid = self.qmp.query_uuid().await?;
         let has_uuid = uuid.chars().any(|digit| digit != '0' && digit != '-');
         match (given, has_uuid) {
-            (Some(name), _) => Ok(name.to_owned()),
-            (None, true) => Ok(uuid),
+            (Some(name), true) if name != uuid => {
+                bail!("this VM has the UUID {uuid}: leave --vm {name} out on both hosts")
+            }
+            (_, true) => Ok(uuid),
+            (Some(name), false) => Ok(name.to_owned()),
             (None, false) => {
                 bail!("this VM has no UUID: give --vm NAME on both hosts, or start QEMU with -uuid")
             }
@@ -117,7 +120,7 @@ impl Vm {
     }
 
     /// A clear word before anything is changed. Returns whether the guest runs.
-    async fn check_source(&self) -> anyhow::Result<bool> {
+    pub(crate) async fn check_source(&self) -> anyhow::Result<bool> {
         let info = self.qmp.query_migrate().await?;
         if let Some(reason) = info.blocked_reasons.first() {
             bail!("QEMU says that this VM cannot migrate: {reason}");
@@ -136,7 +139,7 @@ impl Vm {
         match status.status {
             RunState::InMigrate => bail!("this VM waits for a migration itself: use `receive`"),
             RunState::PostMigrate => bail!(
-                "this VM has already left (postmigrate): see `scaleaway status`, or `cont` it in QEMU"
+                "this VM has left (postmigrate): `scaleaway status` says where it is; never run this copy while another runs"
             ),
             _ => {}
         }

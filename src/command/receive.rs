@@ -41,7 +41,7 @@ pub(crate) async fn run(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
         ),
     };
     let session = args.session;
-    let outcome = target::run(Options {
+    let done = target::run(Options {
         state: StateDir::open(&session.state)?,
         qmp: session.qmp,
         way,
@@ -58,7 +58,14 @@ pub(crate) async fn run(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
         hook: session.hook,
         hook_limit: Duration::from_secs(session.hook_timeout),
     })
-    .await?;
+    .await;
+    let outcome = match done {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            tracing::error!("the guest is not here: {error:#}");
+            return Ok(ExitCode::from(1));
+        }
+    };
     Ok(match outcome {
         Outcome::Arrived => {
             tracing::info!("the guest is here");

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use transport::wire::{AttemptId, Purpose, Role as WireRole};
 
 use crate::cli::listen_address;
-use crate::journal::{Journal, Role};
+use crate::journal::{self, Entry, Journal, Role};
 use crate::peer::{Door, Me, Way, random};
 use crate::progress::say;
 use crate::settling::{Settling, Word};
@@ -43,46 +43,26 @@ pub(crate) struct ResolveArgs {
 /// Exit code: 0 settled, 1 refused, 3 still in doubt.
 pub(crate) async fn run(args: ResolveArgs) -> anyhow::Result<ExitCode> {
     let state = StateDir::open(&args.state)?;
-    let journal = Journal::open(&state, &args.vm)?;
-    let Some(entry) = journal.latest().cloned() else {
-        anyhow::bail!(
+    let unknown = || {
+        anyhow::anyhow!(
             "this state dir knows no VM {:?}: see `scaleaway status`",
             args.vm
-        );
+        )
+    };
+    if !journal::knows(&state, &args.vm)? {
+        return Err(unknown());
+    }
+    let journal = Journal::open(&state, &args.vm)?;
+    let Some(entry) = journal.latest().cloned() else {
+        return Err(unknown());
     };
     let mut settling = Settling::new(journal, entry.clone());
-    let word = match (args.here, args.there) {
-        (true, _) => Some(Word::Here),
-        (_, true) => Some(Word::There),
-        (false, false) => None,
-    };
-    let way = match (args.to, args.listen) {
-        (Some(host), _) => Some(Way::Dial(host)),
-        (None, Some(address)) => Some(Way::Listen(address)),
-        (None, None) => None,
-    };
-    let done = match (way, word) {
-        (Some(way), _) => {
-            let me = Me {
-                role: match entry.role {
-                    Role::Source => WireRole::Source,
-                    Role::Target => WireRole::Target,
-                },
-                vm: entry.vm.clone(),
-                attempt: attempt_id(&entry.attempt)?,
-                incarnation: u64::from_le_bytes(random()),
-            };
-            let mut signals = Signals::listen()?;
-            let door = Door::open(way, args.peer.as_deref().or(Some(&entry.peer)), &state).await?;
-            if door.listens() {
-                say(&format!("listening on {}", door.local_address()?));
-            }
-            tokio::select! {
-                done = settling.with_peer(&door, &me, Purpose::Settle) => done?,
-                () = signals.next() => None,
-            }
+    let done = match settle(&mut settling, &args, &entry, &state).await {
+        Ok(done) => done,
+        Err(error) => {
+            tracing::error!("{}: not settled: {error:#}", entry.vm);
+            return Ok(ExitCode::from(1));
         }
-        (None, word) => settling.alone(word, args.i_know_the_other_is_dead).await?,
     };
     Ok(match done {
         Some(place) => {
@@ -97,6 +77,47 @@ pub(crate) async fn run(args: ResolveArgs) -> anyhow::Result<ExitCode> {
             ExitCode::from(3)
         }
     })
+}
+
+async fn settle(
+    settling: &mut Settling,
+    args: &ResolveArgs,
+    entry: &Entry,
+    state: &StateDir,
+) -> anyhow::Result<Option<&'static str>> {
+    let word = match (args.here, args.there) {
+        (true, _) => Some(Word::Here),
+        (_, true) => Some(Word::There),
+        (false, false) => None,
+    };
+    let way = match (&args.to, args.listen) {
+        (Some(host), _) => Some(Way::Dial(host.clone())),
+        (None, Some(address)) => Some(Way::Listen(address)),
+        (None, None) => None,
+    };
+    match (way, word) {
+        (Some(way), _) => {
+            let me = Me {
+                role: match entry.role {
+                    Role::Source => WireRole::Source,
+                    Role::Target => WireRole::Target,
+                },
+                vm: entry.vm.clone(),
+                attempt: attempt_id(&entry.attempt)?,
+                incarnation: u64::from_le_bytes(random()),
+            };
+            let mut signals = Signals::listen()?;
+            let door = Door::open(way, args.peer.as_deref().or(Some(&entry.peer)), state).await?;
+            if door.listens() {
+                say(&format!("listening on {}", door.local_address()?));
+            }
+            tokio::select! {
+                done = settling.with_peer(&door, &me, Purpose::Settle) => done,
+                () = signals.next() => Ok(None),
+            }
+        }
+        (None, word) => settling.alone(word, args.i_know_the_other_is_dead).await,
+    }
 }
 
 fn attempt_id(hex: &str) -> anyhow::Result<AttemptId> {

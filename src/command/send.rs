@@ -7,7 +7,7 @@ use std::time::Duration;
 use transport::block::Disable;
 use transport::session::Outcome;
 
-use crate::cli::{SessionArgs, listen_address, rate};
+use crate::cli::{SessionArgs, lane_bytes_per_s, listen_address, rate};
 use crate::peer::Way;
 use crate::source::{self, Options};
 use crate::state_dir::StateDir;
@@ -57,14 +57,14 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
         (None, None) => anyhow::bail!("give --to HOST:PORT or --listen ADDR:PORT"),
     };
     let session = args.session;
-    let outcome = source::run(Options {
+    let done = source::run(Options {
         state: StateDir::open(&session.state)?,
         qmp: session.qmp,
         way,
         peer: session.peer,
         vm: session.vm,
         downtime: Duration::from_millis(args.downtime),
-        max_bytes_per_s: args.max_bandwidth.map(|bps| bps / 8),
+        max_bytes_per_s: args.max_bandwidth.map(lane_bytes_per_s),
         disable,
         level: args.level,
         keep_source: args.keep_source,
@@ -73,7 +73,14 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
         hook: session.hook,
         hook_limit: Duration::from_secs(session.hook_timeout),
     })
-    .await?;
+    .await;
+    let outcome = match done {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            tracing::error!("the guest stays here: {error:#}");
+            return Ok(ExitCode::from(1));
+        }
+    };
     Ok(match outcome {
         Outcome::Arrived => {
             tracing::info!("the guest runs at the target");

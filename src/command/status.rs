@@ -62,7 +62,7 @@ pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn standing(entry: &Entry) -> Standing {
-    let settled = entry.is_settled() || entry.step == Step::Running;
+    let settled = entry.is_settled();
     Standing {
         vm: entry.vm.clone(),
         role: match entry.role {

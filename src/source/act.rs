@@ -212,10 +212,10 @@ impl Driver {
                 run_state,
             } => {
                 fault::point("source-before-intent");
+                self.entry.paused = *run_state == RunState::Paused;
                 Step::Intent {
                     root: hex(&root.0),
                     target_incarnation: *target_incarnation,
-                    paused: *run_state == RunState::Paused,
                 }
             }
             Mark::Settled(Outcome::Arrived) => Step::SettledThere {

@@ -42,6 +42,7 @@ const BUDGET_MAX_BYTES: u64 = 24 << 20;
 pub(super) struct Start {
     pub(super) options: Options,
     pub(super) vm: Vm,
+    pub(super) prepared: SourceState,
     pub(super) events: EventReceiver,
     pub(super) journal: Journal,
     pub(super) entry: Entry,
@@ -95,9 +96,9 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Prepares QEMU and the machine; nothing is started yet.
-    pub(super) async fn new(start: Start) -> anyhow::Result<Driver> {
-        let state = start.vm.prepare_source().await?;
+    /// The machine is ready; nothing is started yet.
+    pub(super) fn new(start: Start) -> anyhow::Result<Driver> {
+        let state = start.prepared;
         let now = now();
         let run_state = if state.was_running {
             RunState::Running
@@ -201,8 +202,9 @@ impl Driver {
                     self.tally.root = Some(crate::journal::hex(&root.0));
                     self.machine.handle(now(), Input::Marked { barrier, root });
                 }
-                // The connection says the same, with the reason of its end.
-                LaneEvent::Failed(detail) => tracing::debug!(detail, "a lane ended"),
+                LaneEvent::Failed(detail) => {
+                    self.machine.handle(now(), Input::CaptureFailed(detail));
+                }
             },
             result = self.results.recv() => if let Some(input) = result {
                 self.machine.handle(now(), input);
@@ -309,7 +311,8 @@ impl Driver {
                     self.machine.handle(now(), Input::Downtime(downtime));
                 }
                 if let Some(bps) = max_bandwidth_bps {
-                    self.options.max_bytes_per_s = (bps > 0).then_some(bps / 8);
+                    self.options.max_bytes_per_s =
+                        (bps > 0).then(|| crate::cli::lane_bytes_per_s(bps));
                 }
                 serde_json::json!({"ok": true})
             }
@@ -328,7 +331,9 @@ impl Driver {
     }
 
     fn interrupted(&mut self) {
-        if self.machine.is_past_intent() {
+        if self.machine.has_arrived() {
+            self.outcome = Some(Outcome::Arrived);
+        } else if self.machine.is_past_intent() {
             let detail = "interrupted before the target's answer";
             self.outcome = Some(Outcome::Doubt {
                 detail: detail.into(),

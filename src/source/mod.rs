@@ -53,6 +53,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
     let name = vm.name(options.vm.as_deref()).await?;
     let mut journal = Journal::open(&options.state, &name)?;
     journal::refuse_unsettled(&journal)?;
+    vm.check_source().await?;
     let (control, requests) = ControlSocket::bind(&options.state, &name)?;
 
     let me = Me {
@@ -69,7 +70,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
         peer = door.meet(&me, Purpose::Migrate) => peer?,
         () = signals.next() => bail!("interrupted before the peer came"),
     };
-    let entry = journal::Entry::started(&me, &vm, &peer, &journal);
+    // Journalled only once the guest is known to be here and able to leave: an entry says so.
+    let prepared = vm.prepare_source().await?;
+    let entry = journal::Entry::started(&me, &vm, &peer, !prepared.was_running);
     journal.append(&entry)?;
     let hook = Hook {
         program: options.hook.clone(),
@@ -82,6 +85,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
     let start = Start {
         options,
         vm,
+        prepared,
         events,
         journal,
         entry,
@@ -92,7 +96,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
         peer,
         hook,
     };
-    let outcome = Driver::new(start).await?.run().await;
+    let outcome = Driver::new(start)?.run().await;
     crate::hook::finish(told).await;
     drop(control);
     outcome

@@ -56,6 +56,11 @@ impl Driver {
             }
             Action::Journal(mark) => self.write_journal(&mark),
             Action::Continue => self.run_guest(),
+            Action::Pause => {
+                if let Err(error) = self.vm.qmp.stop().await {
+                    tracing::error!(%error, "the guest here could not be paused");
+                }
+            }
             Action::Quit => self.quit().await,
             Action::AwaitPeer => self.await_peer(),
             Action::Phase(phase) => {
@@ -185,10 +190,11 @@ impl Driver {
     fn write_journal(&mut self, mark: &Mark) {
         let committed = matches!(mark, Mark::Committed { .. });
         let step = match mark {
-            Mark::Committed { root, run_state } => Step::Committed {
-                root: hex(&root.0),
-                paused: *run_state == RunState::Paused || self.options.stay_paused,
-            },
+            Mark::Committed { root, run_state } => {
+                let asked = self.options.stay_paused;
+                self.entry.paused = *run_state == RunState::Paused || asked;
+                Step::Committed { root: hex(&root.0) }
+            }
             Mark::Refused(reason) => Step::Refused {
                 reason: reason.clone(),
             },

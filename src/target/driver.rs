@@ -78,6 +78,7 @@ pub(super) struct Driver {
     results: mpsc::Receiver<Input>,
     ticks: u32,
     told_bytes: u64,
+    told_stopped: bool,
     outcome: Option<Outcome>,
 }
 
@@ -129,6 +130,7 @@ impl Driver {
             results,
             ticks: 0,
             told_bytes: 0,
+            told_stopped: false,
             outcome: None,
         })
     }
@@ -191,7 +193,8 @@ impl Driver {
         if let Frame::Commit { .. } = frame {
             crate::fault::point("target-before-committed");
         }
-        if frame == Frame::Stopped {
+        if frame == Frame::Stopped && !self.told_stopped {
+            self.told_stopped = true;
             self.call_hook(HookPhase::Stopped);
         }
         self.machine.handle(now(), Input::Frame(frame));

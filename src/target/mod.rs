@@ -19,6 +19,7 @@ use crate::control::ControlSocket;
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{self, Journal};
 use crate::peer::{Door, Me, Way, random};
+use crate::settling;
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
 use crate::vm::Vm;
@@ -46,8 +47,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
     let (vm, events) = Vm::connect(&options.qmp).await?;
     vm.check_target().await?;
     let name = vm.name(options.vm.as_deref()).await?;
-    let mut journal = Journal::open(&options.state, &name)?;
+    let journal = Journal::open(&options.state, &name)?;
     journal::refuse_unsettled(&journal)?;
+    let mut journal = settling::refuse_stale(journal).await?;
     let (control, requests) = ControlSocket::bind(&options.state, &name)?;
 
     let me = Me {
@@ -65,7 +67,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
         peer = door.meet(&me, Purpose::Migrate) => peer?,
         () = signals.next() => bail!("interrupted before the peer came"),
     };
-    let entry = journal::Entry::started(&me, &vm, &peer, &journal);
+    let entry = journal::Entry::started(&me, &vm, &peer, false);
     journal.append(&entry)?;
     let hook = Hook {
         program: options.hook.clone(),

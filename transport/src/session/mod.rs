@@ -1,10 +1,10 @@
 //! Who says what when: one machine per side, the pure pre-copy policy, the rules of settling.
 //!
 //! ```text
-//!  source   Preparing -> Layout -> Precopy -> Stopping -> Draining -> Proving -> AwaitLoaded
+//!  source   Waiting -> Preparing -> Layout -> Precopy -> Stopping -> Draining -> AwaitLoaded
 //!             |            |          |          |           |           |            |
 //!             +------------+----------+----------+-----------+-----------+------------+--> Returning -> done(stayed)
-//!           -> Completing -> Intent ==Commit==> Committed -> Retiring -> done(arrived)
+//!           -> Completing -> Intent ==Commit==> Committed -> Settling -> done(arrived)
 //!                   |          |                    |  link lost: asks again (Doubt)
 //!                   +----------+--> Returning       +--> Returning only on Refused or NeverRan
 //!

@@ -1,7 +1,8 @@
 //! How a doubt is settled: what one side does with its own journal and the other side's word.
 //!
-//! Pure table, used by a waiting `send` or `receive` and by `resolve`. Epochs: `resolve` without
-//! contact raises the VM's epoch; on contact the lower epoch gives way, paused and never killed.
+//! Pure table, used by a waiting `send` or `receive` and by `resolve`. The epoch belongs to one attempt
+//! and begins at 0 on both sides; a source's `resolve` without contact raises its own. On contact
+//! the target with the lower epoch gives way: paused, never killed.
 
 use crate::wire::{Role, Verdict};
 
@@ -34,22 +35,20 @@ pub enum Next {
 /// The table. `mine` is this side, `theirs` the verdict and epoch that the other side sent.
 #[must_use]
 pub fn settle(mine: Side, theirs: Verdict, their_epoch: u64) -> Next {
-    if their_epoch > mine.epoch {
-        return match mine.verdict {
+    match mine.role {
+        Role::Source => match (mine.verdict, theirs) {
+            // No intent, or the operator's word: whatever the target says.
+            (Verdict::Stayed, _) => Next::RunHere,
+            // Durable words of the target (S2).
+            (_, Verdict::Refused | Verdict::NeverRan) => Next::RunHere,
+            (_, Verdict::Running) => Next::LeaveThere,
+            (_, Verdict::Committed | Verdict::Unknown | Verdict::Stayed) => Next::AskAgain,
+        },
+        Role::Target if their_epoch > mine.epoch => match mine.verdict {
             Verdict::Running | Verdict::Committed => Next::PauseHere,
             Verdict::Unknown | Verdict::Refused | Verdict::NeverRan | Verdict::Stayed => {
                 Next::LeaveThere
             }
-        };
-    }
-    match mine.role {
-        Role::Source => match (mine.verdict, theirs) {
-            // No intent: Commit was never sent, whatever the target says.
-            (Verdict::Stayed, _) => Next::RunHere,
-            (_, Verdict::Running) => Next::LeaveThere,
-            // Durable words of the target (S2).
-            (_, Verdict::Refused | Verdict::NeverRan) => Next::RunHere,
-            (_, Verdict::Committed | Verdict::Unknown | Verdict::Stayed) => Next::AskAgain,
         },
         Role::Target => match mine.verdict {
             Verdict::Running => Next::KeepHere,
@@ -125,24 +124,28 @@ mod tests {
         }
     }
 
-    /// The side with the lower epoch never starts the guest.
+    /// A target with the lower epoch never starts the guest, and a source takes the target's durable
+    /// words whatever the epochs are.
     #[test]
     fn lower_epoch_gives_way() {
-        for role in [Role::Source, Role::Target] {
-            for mine in VERDICTS {
-                for theirs in VERDICTS {
-                    let next = settle(
-                        Side {
-                            role,
-                            verdict: mine,
-                            epoch: 1,
-                        },
-                        theirs,
-                        2,
-                    );
-                    assert!(!runs(next), "{role:?} {mine:?} {theirs:?}");
-                }
+        for mine in VERDICTS {
+            for theirs in VERDICTS {
+                let target = Side {
+                    role: Role::Target,
+                    verdict: mine,
+                    epoch: 0,
+                };
+                let next = settle(target, theirs, 1);
+                assert!(!runs(next), "{mine:?} {theirs:?}");
             }
+        }
+        let source = Side {
+            role: Role::Source,
+            verdict: Verdict::Unknown,
+            epoch: 0,
+        };
+        for theirs in [Verdict::Refused, Verdict::NeverRan] {
+            assert_eq!(settle(source, theirs, 7), Next::RunHere);
         }
     }
 }

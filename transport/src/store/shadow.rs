@@ -3,8 +3,8 @@
 //!
 //! QEMU's socket is drained at full speed whatever the link does, so QEMU never blocks on it, a
 //! stop at any moment finds room for every page (S5), and a page that is dirtied many times before
-//! its turn costs one transfer. The file is as large as guest RAM and reserved before the
-//! migration starts: if the disk cannot hold it the attempt ends before QEMU is touched.
+//! its turn costs one transfer. The file is as large as guest RAM and reserved before the first page
+//! is taken: if the disk cannot hold it the attempt ends, and the guest has not noticed.
 
 use std::fs::File;
 use std::io;

@@ -96,6 +96,8 @@ pub struct Source {
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Loading and proving take longer with more memory.
 const LOADED_MAX: Duration = Duration::from_secs(120);
+/// While a stopped guest's last pages drain, the target applies something within this.
+const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(30);
 /// QEMU stops within one 100 ms window of the release; a slow host may take longer.
 const STOP_MAX: Duration = Duration::from_secs(30);
 
@@ -201,6 +203,12 @@ impl Source {
     #[must_use]
     pub fn dirty_pages_per_s(&self) -> Option<f64> {
         self.rounds.dirty_pages_per_s()
+    }
+
+    /// Whether the target has said that the guest runs there.
+    #[must_use]
+    pub fn has_arrived(&self) -> bool {
+        self.outcome == Some(Outcome::Arrived)
     }
 
     /// Whether Commit may have left: from here an operator's abort is refused.
@@ -348,7 +356,12 @@ impl Source {
         let total = applied_bytes
             .iter()
             .fold(0_u64, |sum, lane| sum.saturating_add(*lane));
+        let before = self.rounds.applied_bytes();
         self.rounds.progress(now, total);
+        // The guest is stopped: silence is bounded, a slow link is not.
+        if self.state == State::Draining && self.rounds.applied_bytes() > before {
+            self.deadline = Some(now + DRAIN_SILENCE_MAX);
+        }
     }
 
     fn sampled(&mut self, now: Instant, sample: Sample) {
@@ -468,7 +481,7 @@ impl Source {
                 raw_len: *raw_len,
             })
             .collect();
-        self.enter(now, State::Draining, None);
+        self.enter(now, State::Draining, Some(DRAIN_SILENCE_MAX));
         self.actions.extend(frames.into_iter().map(Action::Send));
         self.barrier += 1;
         self.act(Action::FlushLanes {

@@ -9,7 +9,7 @@ use super::{Action, Config, Input, Mark, Phase};
 use crate::block::Root;
 use crate::session::Outcome;
 use crate::wire::limits::TAIL_MAX_BYTES;
-use crate::wire::{AbortCode, AttemptId, Frame, RunState, Verdict};
+use crate::wire::{AbortCode, AttemptId, Frame, RunState, Verdict, Verify};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -87,7 +87,7 @@ impl Target {
             Input::Frame(frame) => self.frame(now, frame),
             Input::PeerLost(detail) => self.peer_lost(now, &detail),
             Input::VmPrepared => self.vm_prepared(now),
-            Input::VmFailed(detail) => self.refuse(now, AbortCode::Qemu, detail),
+            Input::VmFailed(detail) => self.vm_failed(now, detail),
             Input::Applied { barrier, root } => self.barrier_applied(now, barrier, root),
             Input::LaneFailed(detail) => self.refuse(now, AbortCode::Protocol, detail),
             Input::VmLoaded => self.vm_loaded(now),
@@ -136,12 +136,7 @@ impl Target {
                 self.act(Action::Phase(Phase::Prepare));
                 self.act(Action::PrepareVm { head, blocks });
             }
-            (State::Waiting, Frame::Relay) => {
-                self.is_relay = true;
-                self.enter(now, State::Preparing, Some(ANSWER_MAX));
-                self.act(Action::Phase(Phase::Prepare));
-                self.act(Action::PrepareRelay);
-            }
+            (State::Waiting, Frame::Relay) => self.relay(now),
             // The driver has told the hook.
             (State::Receiving, Frame::Stopped) => {}
             (State::Receiving, Frame::Tail { data, raw_len }) => {
@@ -173,6 +168,11 @@ impl Target {
             ) => {
                 self.commit(now, (attempt, target_incarnation, root), run_state);
             }
+            (State::Running, Frame::Ask { attempt, epoch, .. })
+                if attempt == self.config.attempt && epoch > self.config.epoch =>
+            {
+                self.give_way(attempt);
+            }
             (_, Frame::Ask { attempt, .. }) => self.answer(attempt),
             (State::Running, Frame::Settled { attempt }) if attempt == self.config.attempt => {
                 self.act(Action::Send(Frame::Settled { attempt }));
@@ -190,6 +190,30 @@ impl Target {
                 self.refuse(now, AbortCode::Protocol, detail);
             }
         }
+    }
+
+    fn relay(&mut self, now: Instant) {
+        if self.config.verify == Verify::Full {
+            let detail = "the source must relay the stream, so memory cannot be proved in full: \
+                          run `receive` with --verify sample to take it all the same";
+            self.refuse(now, AbortCode::Incompatible, detail.into());
+            return;
+        }
+        self.is_relay = true;
+        self.enter(now, State::Preparing, Some(ANSWER_MAX));
+        self.act(Action::Phase(Phase::Prepare));
+        self.act(Action::PrepareRelay);
+    }
+
+    /// The source's operator has raised its epoch: what runs here is paused, never killed (S2).
+    fn give_way(&mut self, attempt: AttemptId) {
+        self.answer(attempt);
+        self.act(Action::Pause);
+        self.finish(Outcome::Doubt {
+            detail: "the source's operator has given the guest to the source; the copy here is \
+                     paused: look at it and end it by hand"
+                .into(),
+        });
     }
 
     fn answer(&mut self, attempt: AttemptId) {
@@ -426,12 +450,46 @@ impl Target {
         }
     }
 
+    /// The operator wants to leave. Before Commit that is a refusal; after it the guest is here, or is
+    /// on its way to running, and `resolve` finds out.
     fn abort(&mut self, now: Instant, detail: String) {
-        if self.state == State::Running {
-            tracing::warn!("the source has not acknowledged the end; `scaleaway resolve` will");
-            self.finish(Outcome::Arrived);
-        } else {
-            self.refuse(now, AbortCode::Operator, detail);
+        match self.state {
+            State::Running => {
+                tracing::warn!("the source has not acknowledged the end: `scaleaway resolve` will");
+                self.finish(Outcome::Arrived);
+            }
+            State::Committing | State::Starting => self.finish(Outcome::Doubt { detail }),
+            State::Waiting
+            | State::Preparing
+            | State::Receiving
+            | State::Loading
+            | State::Proving
+            | State::Loaded
+            | State::Rechecking
+            | State::Refusing
+            | State::Done => self.refuse(now, AbortCode::Operator, detail),
+        }
+    }
+
+    fn vm_failed(&mut self, now: Instant, detail: String) {
+        match self.state {
+            // Whether `cont` ran before QEMU ended cannot be told any more.
+            State::Committing | State::Starting => {
+                self.finish(Outcome::Doubt {
+                    detail: format!("target QEMU failed after Commit was accepted: {detail}"),
+                });
+            }
+            // The guest was here and has ended; the source still has to be told.
+            State::Running => tracing::info!(detail, "target QEMU has ended"),
+            State::Waiting
+            | State::Preparing
+            | State::Receiving
+            | State::Loading
+            | State::Proving
+            | State::Loaded
+            | State::Rechecking
+            | State::Refusing
+            | State::Done => self.refuse(now, AbortCode::Qemu, detail),
         }
     }
 

@@ -75,6 +75,8 @@ pub enum Action {
     Journal(Mark),
     /// Run the guest: `cont`, once.
     Continue,
+    /// Stop the guest that runs here: the source's operator has given it to the source.
+    Pause,
     /// End target QEMU: no loaded, paused copy survives an abort (S3).
     Quit,
     /// Wait for the source to come back (it settles).
