@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use transport::session::{Hold, Outcome, source, target};
 use transport::wire::Frame;
 
-use crate::places::{self, SOURCE_STATES, TARGET_STATES, named, source_inputs, target_inputs, way};
+use crate::inputs::{self, source_inputs, target_inputs};
+use crate::places::{SOURCE_STATES, TARGET_STATES, named, way};
 
 /// The table is the one that was reviewed.
 #[test]
@@ -97,8 +98,8 @@ fn is_short(inputs: &[&str]) -> bool {
 }
 
 fn source_case(place: &str, input: &'static str) -> Case {
-    let begin = places::begin();
-    let mut machine = places::source(begin, Hold::SwitchoverAck);
+    let begin = inputs::begin();
+    let mut machine = inputs::source(begin, Hold::SwitchoverAck);
     let mut now = begin;
     for name in way(&SOURCE_STATES, place) {
         now += Duration::from_millis(100);
@@ -117,8 +118,8 @@ fn source_case(place: &str, input: &'static str) -> Case {
 }
 
 fn target_case(place: &str, input: &'static str) -> Case {
-    let begin = places::begin();
-    let mut machine = places::target(begin);
+    let begin = inputs::begin();
+    let mut machine = inputs::target(begin);
     while machine.poll_action().is_some() {}
     let mut now = begin;
     for name in way(&TARGET_STATES, place) {

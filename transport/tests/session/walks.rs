@@ -6,9 +6,8 @@ use testbed_link::Random;
 use transport::session::{Hold, Outcome, VmMigration, source, target};
 use transport::wire::{Frame, Verdict};
 
-use crate::places::{
-    self, Named, Place, SOURCE_STATES, TARGET_STATES, named, source_inputs, target_inputs, way,
-};
+use crate::inputs::{self, Named, source_inputs, target_inputs};
+use crate::places::{Place, SOURCE_STATES, TARGET_STATES, named, way};
 
 const WALKS: u64 = 20_000;
 const STEPS: u64 = 30;
@@ -39,8 +38,8 @@ fn s1_s2_hold_for_any_inputs() {
         } else {
             Hold::Starvation
         };
-        let mut now = places::begin();
-        let mut machine = places::source(now, hold);
+        let mut now = inputs::begin();
+        let mut machine = inputs::source(now, hold);
         let mut so_far = SourceSoFar::default();
         for name in walk(&mut random, &SOURCE_STATES, &source_inputs()) {
             now += step(&mut random, name);
@@ -130,8 +129,8 @@ struct TargetSoFar {
 fn s2_s3_hold_for_any_inputs() {
     for seed in 0..WALKS {
         let mut random = Random::new(seed);
-        let mut now = places::begin();
-        let mut machine = places::target(now);
+        let mut now = inputs::begin();
+        let mut machine = inputs::target(now);
         let mut so_far = TargetSoFar::default();
         for name in walk(&mut random, &TARGET_STATES, &target_inputs()) {
             now += step(&mut random, name);
@@ -192,6 +191,9 @@ impl TargetSoFar {
         } else if let Action::Done(Outcome::Arrived) = action {
             assert!(self.durable, "seed {seed}: arrived, {self:?}");
             self.ends += 1;
+        } else if let Action::Done(Outcome::Doubt { .. }) = action {
+            assert!(self.accepted, "seed {seed}: in doubt of what, {self:?}");
+            self.ends += 1;
         } else if let Action::Done(_) = action {
             assert!(self.quits == 1, "seed {seed}: a copy survives, {self:?}");
             self.ends += 1;
@@ -202,8 +204,8 @@ impl TargetSoFar {
 /// S6, S10: roots that differ end the attempt before device state is fed.
 #[test]
 fn s10_roots_must_agree() {
-    let mut now = places::begin();
-    let mut machine = places::target(now);
+    let mut now = inputs::begin();
+    let mut machine = inputs::target(now);
     let start = way(&TARGET_STATES, "receiving, all applied");
     for name in start.into_iter().chain(["Frame Final, other root"]) {
         now += Duration::from_millis(1);

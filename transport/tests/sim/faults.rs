@@ -56,14 +56,20 @@ impl World {
             }
             Fault::Crash(_) => {}
             Fault::Pause { run_after } => self.pause(run_after),
-            // Both agents refuse an abort by their operator when it comes too late.
+            Fault::Continue => {
+                if let Ok(Some(said)) = self.source_qemu.cont() {
+                    self.source_said(said);
+                }
+            }
+            // The agent refuses an abort by its operator when it comes too late.
             Fault::Abort(Role::Source) if !self.source.machine.is_past_intent() => {
                 self.source_input(source::Input::Abort("the operator".into()));
             }
-            Fault::Abort(Role::Target) if !self.target.machine.owns_guest() => {
+            // A signal is heard at any time.
+            Fault::Abort(Role::Target) => {
                 self.target_input(target::Input::Abort("the operator".into()));
             }
-            Fault::Abort(_) => {}
+            Fault::Abort(Role::Source) => {}
             Fault::QemuDies(role) => self.kill_qemu(role),
             Fault::RunByOther => {
                 let is_ours = self.target.machine.owns_guest();

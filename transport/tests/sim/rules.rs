@@ -50,6 +50,17 @@ fn s1_order() {
     }
 }
 
+/// S1: somebody runs the source's guest while the intent is being written: Commit does not leave.
+#[test]
+fn s1_resume_before_commit_stops_it() {
+    let mut plan = running(14);
+    let written = Moment::After(Role::Source, "Journal Intent", Duration::ZERO);
+    plan.faults = vec![(written, Fault::Continue)];
+    let world = run(plan);
+    assert_eq!(position(&world, "source does Send(Commit"), None);
+    assert!(world.source_qemu.is_running && !world.target_qemu.is_alive);
+}
+
 /// S1: with the agent killed between any two steps, or either one, never do two guests run and
 /// never is one lost. The oracle looks after every event.
 #[test]
@@ -224,11 +235,21 @@ fn s4_relayed_guest_arrives() {
     for hold in [Hold::SwitchoverAck, Hold::Starvation] {
         let mut plan = running(13);
         plan.hold = hold;
-        plan.relay = true;
+        plan.relays();
         plan.link.rate_bps = 20_000_000;
         let world = run(plan);
         assert!(world.target_qemu.is_running);
     }
+}
+
+/// S10: who asked for a full proof of memory is not given a relay.
+#[test]
+fn s10_full_proof_takes_no_relay() {
+    let mut plan = running(13);
+    plan.relay = true;
+    let world = run(plan);
+    check_stayed(&world.target.life, AbortCode::Incompatible);
+    assert!(world.source_qemu.is_running && !world.target_qemu.is_alive);
 }
 
 /// S5: one that is run again at once moves on, running.

@@ -43,6 +43,25 @@ fn sound_sessions_keep_the_downtime() {
     }
 }
 
+/// A guest that writes nothing, or a page now and then, is moved as soon as its memory is across.
+#[test]
+fn idle_guests_stop_soon() {
+    for writes_per_s in [0, 1, 10] {
+        let mut plan = Plan::sound(20_000);
+        plan.hold = Hold::SwitchoverAck;
+        (plan.was_running, plan.stay_paused) = (true, false);
+        plan.writes_per_s = writes_per_s;
+        let bytes = u64::from(plan.ram_pages) * 4096;
+        let most = Duration::from_millis(2500 + bytes * 8000 / plan.link.rate_bps);
+        let world = run(plan);
+        let arrived = world.arrived_at.unwrap_or(Duration::MAX);
+        assert!(
+            arrived <= most,
+            "{writes_per_s} pages/s: {arrived:?}, {most:?}"
+        );
+    }
+}
+
 /// Runs a plan; a failure names its seed and tells what happened before.
 pub(crate) fn run(plan: Plan) -> World {
     let seed = plan.seed;

@@ -233,9 +233,6 @@ impl World {
         if is_crashed && self.random.chance(0.5) {
             return;
         }
-        if !is_live && !is_crashed && !matches!(step, Step::SettledHere | Step::SettledThere) {
-            return;
-        }
         let written = self.journal(role).append(step);
         self.note(format_args!("journal {role:?} {step:?} {written:?}"));
         if is_live {

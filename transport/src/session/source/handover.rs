@@ -148,6 +148,7 @@ impl Source {
                     "the guest resumed during handover".into(),
                 );
             }
+            (_, State::Intent) => tracing::warn!("the guest runs here: Commit will not leave"),
             (Stage::PastIntent | Stage::Ending, _) => {
                 tracing::error!("the source's guest resumed after intent");
             }

@@ -1,0 +1,274 @@
+//! A machine of each side, and one of each input.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use transport::block::{BlockSpec, Root};
+use transport::session::{Hold, Policy, VmMigration, source, target};
+use transport::wire::{AbortCode, AttemptId, Frame, RunState, Verdict, Verify};
+
+pub(crate) const ATTEMPT: AttemptId = AttemptId([7; 16]);
+pub(crate) const INCARNATION: u64 = 9;
+const ROOT: Root = Root([3; 32]);
+const OTHER: Root = Root([4; 32]);
+const TAIL_BYTES: u32 = 5;
+
+/// An input by its name in the table.
+pub(crate) type Named<T> = (&'static str, T);
+
+/// An origin for virtual time.
+pub(crate) fn begin() -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+    Instant::now()
+}
+
+fn text() -> String {
+    "why".into()
+}
+
+fn blocks() -> Vec<BlockSpec> {
+    vec![BlockSpec {
+        name: "ram".into(),
+        pages: 1,
+    }]
+}
+
+pub(crate) fn commit(root: Root, run_state: RunState) -> Frame {
+    Frame::Commit {
+        attempt: ATTEMPT,
+        target_incarnation: INCARNATION,
+        root,
+        run_state,
+    }
+}
+
+fn answer(verdict: Verdict) -> Frame {
+    Frame::Answer {
+        attempt: ATTEMPT,
+        verdict,
+        epoch: 0,
+    }
+}
+
+fn ask() -> Frame {
+    Frame::Ask {
+        attempt: ATTEMPT,
+        verdict: Verdict::Unknown,
+        epoch: 0,
+    }
+}
+
+fn tail() -> Frame {
+    Frame::Tail {
+        data: Bytes::from_static(b"state"),
+        raw_len: TAIL_BYTES,
+    }
+}
+
+fn abort() -> Frame {
+    Frame::Abort {
+        code: AbortCode::Qemu,
+        detail: text(),
+    }
+}
+
+fn last(root: Root) -> Frame {
+    Frame::Final {
+        root,
+        barrier: 1,
+        tail_bytes: u64::from(TAIL_BYTES),
+    }
+}
+
+/// A source whose guest runs.
+pub(crate) fn source(now: Instant, hold: Hold) -> source::Source {
+    let config = source::Config {
+        attempt: ATTEMPT,
+        target_incarnation: INCARNATION,
+        hold,
+        run_state: RunState::Running,
+        policy: Policy::new(Duration::from_millis(300)),
+        epoch: 0,
+    };
+    source::Source::new(now, config)
+}
+
+pub(crate) fn target(now: Instant) -> target::Target {
+    let config = target::Config {
+        attempt: ATTEMPT,
+        incarnation: INCARNATION,
+        // A relay is refused with a full one.
+        verify: Verify::Sample,
+        qemu: "10.0.2".into(),
+        stay_paused: false,
+        epoch: 0,
+    };
+    target::Target::new(now, config)
+}
+
+/// One of each input of the source; some in two kinds that differ in what they bring about.
+pub(crate) fn source_inputs() -> Vec<Named<source::Input>> {
+    let mut inputs = source_frames();
+    inputs.extend(source_events());
+    inputs
+}
+
+fn source_frames() -> Vec<Named<source::Input>> {
+    use source::Input;
+    let frame = Input::Frame;
+    vec![
+        (
+            "Frame Ready",
+            frame(Frame::Ready {
+                verify: Verify::Full,
+                qemu: text(),
+            }),
+        ),
+        ("Frame LayoutTaken", frame(Frame::LayoutTaken)),
+        (
+            "Frame Progress",
+            frame(Frame::Progress {
+                applied_bytes: [1; 8],
+            }),
+        ),
+        ("Frame Applied", frame(Frame::Applied { barrier: 1 })),
+        ("Frame Loaded", frame(Frame::Loaded { root: ROOT })),
+        (
+            "Frame Loaded, other root",
+            frame(Frame::Loaded { root: OTHER }),
+        ),
+        ("Frame Running", frame(Frame::Running)),
+        ("Frame Answer Unknown", frame(answer(Verdict::Unknown))),
+        ("Frame Answer Refused", frame(answer(Verdict::Refused))),
+        ("Frame Answer NeverRan", frame(answer(Verdict::NeverRan))),
+        ("Frame Answer Committed", frame(answer(Verdict::Committed))),
+        ("Frame Answer Running", frame(answer(Verdict::Running))),
+        ("Frame Ask", frame(ask())),
+        ("Frame Settled", frame(Frame::Settled { attempt: ATTEMPT })),
+        ("Frame Abort", frame(abort())),
+        ("Frame Commit", frame(commit(ROOT, RunState::Running))),
+    ]
+}
+
+fn source_events() -> Vec<Named<source::Input>> {
+    use source::Input;
+    vec![
+        ("PeerLost", Input::PeerLost(text())),
+        ("Reconnected", Input::Reconnected),
+        ("VmStopped", Input::VmStopped),
+        ("VmResumed", Input::VmResumed),
+        ("VmMigration Other", Input::VmMigration(VmMigration::Other)),
+        (
+            "VmMigration Completed",
+            Input::VmMigration(VmMigration::Completed),
+        ),
+        (
+            "VmMigration Failed",
+            Input::VmMigration(VmMigration::Failed(text())),
+        ),
+        ("PassStarted", Input::PassStarted),
+        ("VmGone", Input::VmGone(text())),
+        (
+            "Head",
+            Input::Head {
+                head: Bytes::new(),
+                blocks: blocks(),
+            },
+        ),
+        ("Relay", Input::Relay),
+        ("Relayed", Input::Relayed { bytes: 7 }),
+        ("PassDrained", Input::PassDrained { pages: 2 }),
+        ("RamEnd", Input::RamEnd),
+        (
+            "Tail",
+            Input::Tail {
+                pieces: vec![(Bytes::from_static(b"state"), TAIL_BYTES)],
+                total_bytes: u64::from(TAIL_BYTES),
+            },
+        ),
+        ("CaptureFailed", Input::CaptureFailed(text())),
+        ("Sample, nothing left", Input::Sample(sample(0))),
+        ("Sample, much left", Input::Sample(sample(100_000))),
+        (
+            "Marked",
+            Input::Marked {
+                barrier: 1,
+                root: ROOT,
+            },
+        ),
+        ("Proved Ok", Input::Proved(Ok(()))),
+        ("Proved Err", Input::Proved(Err(text()))),
+        ("Journaled Ok", Input::Journaled(Ok(()))),
+        ("Journaled Err", Input::Journaled(Err(text()))),
+        ("VmCommandFailed", Input::VmCommandFailed(text())),
+        ("Abort", Input::Abort(text())),
+        ("Downtime", Input::Downtime(Duration::from_millis(100))),
+        ("Timer", Input::Timer),
+    ]
+}
+
+fn sample(backlog_pages: u64) -> source::Sample {
+    source::Sample {
+        backlog_pages,
+        announced_pages: 1000,
+        content_pages: 1000,
+        sent_bytes: 8,
+        rtt: Duration::from_millis(20),
+        link_bytes_per_s: 10_000_000,
+    }
+}
+
+/// One of each input of the target.
+pub(crate) fn target_inputs() -> Vec<Named<target::Input>> {
+    use target::Input;
+    let frame = Input::Frame;
+    vec![
+        (
+            "Frame Layout",
+            frame(Frame::Layout {
+                head: Bytes::new(),
+                blocks: blocks(),
+            }),
+        ),
+        ("Frame Relay", frame(Frame::Relay)),
+        ("Frame Stopped", frame(Frame::Stopped)),
+        ("Frame Tail", frame(tail())),
+        ("Frame Final", frame(last(ROOT))),
+        ("Frame Final, other root", frame(last(OTHER))),
+        ("Frame Commit", frame(commit(ROOT, RunState::Running))),
+        (
+            "Frame Commit, paused",
+            frame(commit(ROOT, RunState::Paused)),
+        ),
+        (
+            "Frame Commit, other root",
+            frame(commit(OTHER, RunState::Running)),
+        ),
+        ("Frame Ask", frame(ask())),
+        ("Frame Settled", frame(Frame::Settled { attempt: ATTEMPT })),
+        ("Frame Abort", frame(abort())),
+        ("Frame Running", frame(Frame::Running)),
+        ("PeerLost", Input::PeerLost(text())),
+        ("VmPrepared", Input::VmPrepared),
+        ("VmFailed", Input::VmFailed(text())),
+        (
+            "Applied",
+            Input::Applied {
+                barrier: 1,
+                root: ROOT,
+            },
+        ),
+        ("LaneFailed", Input::LaneFailed(text())),
+        ("VmLoaded", Input::VmLoaded),
+        ("VmResumed", Input::VmResumed),
+        ("Rechecked Ok", Input::Rechecked(Ok(()))),
+        ("Rechecked Err", Input::Rechecked(Err(text()))),
+        ("Proved Ok", Input::Proved(Ok(()))),
+        ("Proved Err", Input::Proved(Err(text()))),
+        ("Journaled Ok", Input::Journaled(Ok(()))),
+        ("Journaled Err", Input::Journaled(Err(text()))),
+        ("NeverRan", Input::NeverRan(text())),
+        ("Abort", Input::Abort(text())),
+        ("Timer", Input::Timer),
+    ]
+}
