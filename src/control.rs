@@ -22,6 +22,9 @@ use crate::state_dir::StateDir;
 
 /// Longest request line.
 const LINE_MAX_BYTES: u64 = 4096;
+/// Longest path of a Unix socket, and the longest last part of ours.
+const PATH_MAX_BYTES: usize = 107;
+const LONGEST_KIND: &str = "incoming";
 /// Requests that may wait.
 const WAITING_MAX: usize = 16;
 
@@ -57,7 +60,7 @@ impl ControlSocket {
         state: &StateDir,
         vm: &str,
     ) -> anyhow::Result<(ControlSocket, mpsc::Receiver<Request>)> {
-        let path = state.folder("run")?.join(format!("{}.sock", safe_name(vm)));
+        let path = socket_path(state, vm, "sock")?;
         if path.exists() {
             std::fs::remove_file(&path)?;
         }
@@ -81,6 +84,18 @@ impl Drop for ControlSocket {
             tracing::debug!(%error, "control socket file was gone");
         }
     }
+}
+
+/// `STATE_DIR/run/VM.KIND`, with a clear word where the system would refuse its length.
+pub(crate) fn socket_path(state: &StateDir, vm: &str, kind: &str) -> anyhow::Result<PathBuf> {
+    let folder = state.folder("run")?;
+    let longest = folder.join(format!("{}.{LONGEST_KIND}", safe_name(vm)));
+    anyhow::ensure!(
+        longest.as_os_str().len() <= PATH_MAX_BYTES,
+        "sockets would lie at {}, which is longer than {PATH_MAX_BYTES} bytes: give a shorter --state-dir",
+        longest.display()
+    );
+    Ok(folder.join(format!("{}.{kind}", safe_name(vm))))
 }
 
 async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>) {

@@ -37,7 +37,11 @@ pub(crate) async fn refuse_stale(journal: Journal) -> anyhow::Result<Journal> {
         return Ok(journal);
     };
     let mut settling = Settling::new(journal, entry);
-    if settling.entry.role == Role::Target && settling.entry.step == Step::Started {
+    let unsaid = matches!(
+        settling.entry.step,
+        Step::Started | Step::Refused { .. } | Step::NeverRan { .. }
+    );
+    if settling.entry.role == Role::Target && unsaid {
         settling.make_durable().await?;
     }
     Ok(settling.journal)
@@ -168,9 +172,9 @@ impl Settling {
                 }
                 Ok(())
             }
+            // Its receive may have died between the word and the end of QEMU: no copy survives (S3).
+            Step::Refused { .. } | Step::NeverRan { .. } => self.end_qemu().await,
             Step::Intent { .. }
-            | Step::Refused { .. }
-            | Step::NeverRan { .. }
             | Step::Running
             | Step::SettledHere { .. }
             | Step::SettledThere { .. } => Ok(()),

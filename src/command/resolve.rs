@@ -111,10 +111,13 @@ async fn settle(
             if door.listens() {
                 say(&format!("listening on {}", door.local_address()?));
             }
-            tokio::select! {
+            let done = tokio::select! {
                 done = settling.with_peer(&door, &me, Purpose::Settle) => done,
                 () = signals.next() => Ok(None),
-            }
+            };
+            // The other side must hear that this caller is gone, or it would go on with it.
+            door.close().await;
+            done
         }
         (None, word) => settling.alone(word, args.i_know_the_other_is_dead).await,
     }

@@ -18,8 +18,9 @@ use transport::wire::{Frame, Purpose, RunState, Verify};
 
 use super::driver::Driver;
 use crate::capture::Capture;
+use crate::control::socket_path;
 use crate::fault;
-use crate::journal::{Step, hex, safe_name};
+use crate::journal::{Step, hex};
 use crate::peer::send_frame;
 use crate::prove;
 use crate::relay::Spool;
@@ -111,8 +112,7 @@ impl Driver {
 
     /// Listens, lets QEMU connect, starts the reading thread.
     async fn start_capture(&mut self) -> anyhow::Result<()> {
-        let folder = self.options.state.folder("run")?;
-        let path = folder.join(format!("{}.capture", safe_name(&self.me.vm)));
+        let path = socket_path(&self.options.state, &self.me.vm, "capture")?;
         let listener = listen(&path)?;
         let downtime = self.options.downtime;
         let started = self.vm.start_capture(&path, self.state.hold, downtime);
@@ -244,9 +244,10 @@ impl Driver {
     fn reconnect(&mut self) {
         if self.peer.is_some() {
             self.tell(Input::Reconnected);
-            return;
         }
-        if self.reconnected.is_some() {
+        // A listener goes on listening: the caller that it has may be dead without a word.
+        let has_caller = self.peer.is_some() && !self.door.listens();
+        if has_caller || self.reconnected.is_some() {
             return;
         }
         let (found, reconnected) = mpsc::channel(1);

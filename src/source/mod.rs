@@ -67,8 +67,15 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
         crate::progress::say(&format!("listening on {}", door.local_address()?));
     }
     let peer = tokio::select! {
-        peer = door.meet(&me, Purpose::Migrate) => peer?,
+        peer = door.meet(&me, Purpose::Migrate) => peer,
         () = signals.next() => bail!("interrupted before the peer came"),
+    };
+    let peer = match peer {
+        Ok(peer) => peer,
+        Err(error) => {
+            door.close().await;
+            return Err(error);
+        }
     };
     // Journalled only once the guest is known to be here and able to leave: an entry says so.
     let prepared = vm.prepare_source().await?;

@@ -14,9 +14,10 @@ use transport::session::target::{Action, Input, Mark, Phase};
 use transport::wire::{Frame, Purpose, RunState, Verify};
 
 use super::driver::Driver;
+use crate::control::socket_path;
 use crate::fault;
 use crate::feed::{FeedSink, Feeder};
-use crate::journal::{Step, hex, safe_name};
+use crate::journal::{Step, hex};
 use crate::peer::send_frame;
 use crate::prove;
 use crate::vm::Vm;
@@ -92,8 +93,7 @@ impl Driver {
     async fn prepare_vm(&mut self, head: &Bytes, blocks: Vec<BlockSpec>) -> anyhow::Result<()> {
         let layout = Arc::new(Layout::new(blocks)?);
         self.tally.pages_total = Some(layout.pages_total());
-        let folder = self.options.state.folder("run")?;
-        let path = folder.join(format!("{}.incoming", safe_name(&self.me.vm)));
+        let path = socket_path(&self.options.state, &self.me.vm, "incoming")?;
         self.vm.prepare_target(head, layout.blocks(), &path).await?;
         let socket = UnixStream::connect(&path)?;
         let (feeder, fed) = Feeder::start(socket, head, layout.blocks())?;
@@ -106,8 +106,7 @@ impl Driver {
     /// The relayed stream brings head and block list itself.
     async fn prepare_relay(&mut self) -> anyhow::Result<()> {
         tracing::warn!("the source relays QEMU's stream byte for byte: memory is not proved");
-        let folder = self.options.state.folder("run")?;
-        let path = folder.join(format!("{}.incoming", safe_name(&self.me.vm)));
+        let path = socket_path(&self.options.state, &self.me.vm, "incoming")?;
         self.vm.open_incoming(&path).await?;
         let (feeder, fed) = Feeder::start_relay(UnixStream::connect(&path)?)?;
         self.feeder = Some(feeder);
@@ -243,8 +242,9 @@ impl Driver {
         }
     }
 
-    /// The source lost the link after Commit: it comes back, or `resolve` does, and asks.
-    fn await_peer(&mut self) {
+    /// From Commit on the source may lose the link or die: it, or its `resolve`, comes again and asks.
+    /// The newest caller counts, since an older one may be dead without a word.
+    pub(super) fn await_peer(&mut self) {
         if self.returned.is_some() {
             return;
         }

@@ -158,6 +158,9 @@ impl Driver {
     /// Waits for one thing and handles it.
     async fn wait(&mut self, ticker: &mut tokio::time::Interval) {
         let timeout = self.machine.poll_timeout();
+        if self.machine.owns_guest() && self.door.listens() {
+            self.await_peer();
+        }
         tokio::select! {
             frame = next_frame(&mut self.peer) => match frame {
                 Ok(frame) => self.frame(frame),

@@ -64,8 +64,15 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
         crate::progress::say(&format!("listening on {}", door.local_address()?));
     }
     let peer = tokio::select! {
-        peer = door.meet(&me, Purpose::Migrate) => peer?,
+        peer = door.meet(&me, Purpose::Migrate) => peer,
         () = signals.next() => bail!("interrupted before the peer came"),
+    };
+    let peer = match peer {
+        Ok(peer) => peer,
+        Err(error) => {
+            door.close().await;
+            return Err(error);
+        }
     };
     let entry = journal::Entry::started(&me, &vm, &peer, false);
     journal.append(&entry)?;

@@ -216,6 +216,7 @@ impl Source {
                     code: AbortCode::Qemu,
                     detail: format!("the target answered {verdict:?} to Commit"),
                 });
+                self.answered = Some(self.config.attempt);
                 self.enter(now, State::Returning, Some(RETURN_MAX));
                 self.give_back();
             }
@@ -304,6 +305,10 @@ impl Source {
         });
         if outcome != Outcome::Arrived {
             self.act(Action::Journal(Mark::Settled(outcome.clone())));
+        }
+        if let (Some(attempt), Outcome::Stayed { .. }) = (self.answered, &outcome) {
+            // Who gave its durable word may rest.
+            self.act(Action::Send(Frame::Settled { attempt }));
         }
         self.act(Action::Done(outcome));
         self.state = State::Done;

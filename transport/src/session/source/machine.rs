@@ -10,7 +10,7 @@ use super::{Action, Config, Input, Phase, Sample};
 use crate::block::{BlockSpec, LANES, Root};
 use crate::session::precopy::Decision;
 use crate::session::{Hold, Outcome};
-use crate::wire::{AbortCode, Frame, Verdict, Verify};
+use crate::wire::{AbortCode, AttemptId, Frame, Verdict, Verify};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -89,6 +89,8 @@ pub struct Source {
     pub(super) completed: bool,
     pub(super) shut_given: bool,
     pub(super) outcome: Option<Outcome>,
+    /// The target has answered Commit with a durable no.
+    pub(super) answered: Option<AttemptId>,
     pub(super) deadline: Option<Instant>,
 }
 
@@ -123,6 +125,7 @@ impl Source {
             completed: false,
             shut_given: false,
             outcome: None,
+            answered: None,
             deadline: Some(now + ANSWER_MAX),
             config,
         }
