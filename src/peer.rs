@@ -134,7 +134,7 @@ impl Door {
     }
 
     /// Says goodbye properly: nothing that was sent is lost.
-    pub(crate) async fn close(self) {
+    pub(crate) async fn close(&self) {
         self.endpoint.close().await;
     }
 

@@ -312,9 +312,7 @@ impl Driver {
         for call in self.hook_calls.drain(..) {
             crate::hook::finish(Some(call)).await;
         }
-        if let Ok(door) = Arc::try_unwrap(self.door) {
-            door.close().await;
-        }
+        self.door.close().await;
         let report = self.tally.report(
             ended,
             "target",

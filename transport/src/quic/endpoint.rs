@@ -138,7 +138,7 @@ impl Endpoint {
 
     /// Waits, not longer than 3 s, until the peers of closed connections know that they are
     /// closed; then closes the rest. Call it before the process ends.
-    pub async fn close(self) {
+    pub async fn close(&self) {
         if timeout(FAREWELL_MAX, self.inner.wait_idle()).await.is_err() {
             self.inner.close(CloseCode::Done.number().into(), b"");
             if timeout(FAREWELL_MAX, self.inner.wait_idle()).await.is_err() {
