@@ -1,10 +1,12 @@
 //! The way to the other host's agent: who dials, who is trusted, what the hellos agree on.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::BytesMut;
+use tokio::sync::mpsc;
 use transport::quic::{
     CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, QuicError, Tuning,
 };
@@ -18,6 +20,8 @@ use crate::trust::{Expected, Trust};
 
 /// Longest wait for the other side's hello once connected.
 const HELLO_MAX: Duration = Duration::from_secs(10);
+/// Between two tries to meet again.
+const MEET_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a dialer tries before it gives up.
 const DIAL_MAX: Duration = Duration::from_secs(30);
 
@@ -274,6 +278,35 @@ impl Door {
         self.trust.keep_secret(peer, &secret)?;
         Ok(secret)
     }
+}
+
+/// The next frame of a peer that may not be there. Cancel safe.
+pub(crate) async fn next_frame(peer: &mut Option<Peer>) -> Result<Frame, String> {
+    match peer {
+        Some(peer) => peer.inbox.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Meets the other side again for the status dialogue, beside the caller, however long that takes.
+pub(crate) fn meet_again(door: &Arc<Door>, me: &Me) -> mpsc::Receiver<Peer> {
+    let (found, met) = mpsc::channel(1);
+    let (door, me) = (door.clone(), me.clone());
+    tokio::spawn(async move {
+        loop {
+            match door.meet(&me, Purpose::Settle).await {
+                Ok(peer) => {
+                    if found.send(peer).await.is_err() {
+                        tracing::debug!("the session has ended");
+                    }
+                    return;
+                }
+                Err(error) => tracing::info!("the other side is not reached: {error:#}"),
+            }
+            tokio::time::sleep(MEET_INTERVAL).await;
+        }
+    });
+    met
 }
 
 /// Encodes and sends one frame.

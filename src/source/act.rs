@@ -14,14 +14,14 @@ use transport::quic::LaneSender;
 use transport::quic::driver::{LaneSettings, SourceLanes};
 use transport::session::source::{Action, Input, Mark, Phase};
 use transport::session::{Outcome, VmMigration};
-use transport::wire::{Frame, Purpose, RunState, Verify};
+use transport::wire::{Frame, RunState, Verify};
 
 use super::driver::Driver;
 use crate::capture::Capture;
 use crate::control::socket_path;
 use crate::fault;
 use crate::journal::{Step, hex};
-use crate::peer::send_frame;
+use crate::peer::{meet_again, send_frame};
 use crate::prove;
 use crate::relay::Spool;
 use crate::vm::Vm;
@@ -250,23 +250,7 @@ impl Driver {
         if has_caller || self.reconnected.is_some() {
             return;
         }
-        let (found, reconnected) = mpsc::channel(1);
-        self.reconnected = Some(reconnected);
-        let (door, me) = (self.door.clone(), self.me.clone());
-        tokio::spawn(async move {
-            loop {
-                match door.meet(&me, Purpose::Settle).await {
-                    Ok(peer) => {
-                        if found.send(peer).await.is_err() {
-                            tracing::debug!("the session has ended");
-                        }
-                        return;
-                    }
-                    Err(error) => tracing::info!("the target is not reached: {error:#}"),
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        });
+        self.reconnected = Some(meet_again(&self.door, &self.me));
     }
 
     /// The guest is the target's: this QEMU has done its work.

@@ -16,7 +16,7 @@ use crate::capture::{Capture, Captured, Image};
 use crate::control::{Command, Request};
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{Entry, Journal};
-use crate::peer::{Door, Inbox, Me, Peer};
+use crate::peer::{Door, Me, Peer, next_frame};
 use crate::progress::{Progress, Snapshot};
 use crate::relay::Spool;
 use crate::signals::Signals;
@@ -449,13 +449,6 @@ impl Driver {
             crate::progress::say(&serde_json::to_string(&report)?);
         }
         Ok(outcome)
-    }
-}
-
-async fn next_frame(peer: &mut Option<Peer>) -> Result<transport::wire::Frame, String> {
-    match peer {
-        Some(peer) => Inbox::next(&mut peer.inbox).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -11,14 +11,14 @@ use transport::block::{BlockSpec, Layout};
 use transport::quic::Connection;
 use transport::quic::driver::{TargetLanes, Workers};
 use transport::session::target::{Action, Input, Mark, Phase};
-use transport::wire::{Frame, Purpose, RunState, Verify};
+use transport::wire::{Frame, RunState, Verify};
 
 use super::driver::Driver;
 use crate::control::socket_path;
 use crate::fault;
 use crate::feed::{FeedSink, Feeder};
 use crate::journal::{Step, hex};
-use crate::peer::send_frame;
+use crate::peer::{meet_again, send_frame};
 use crate::prove;
 use crate::vm::Vm;
 use crate::waiting::now;
@@ -248,23 +248,7 @@ impl Driver {
         if self.returned.is_some() {
             return;
         }
-        let (found, returned) = mpsc::channel(1);
-        self.returned = Some(returned);
-        let (door, me) = (self.door.clone(), self.me.clone());
-        tokio::spawn(async move {
-            loop {
-                match door.meet(&me, Purpose::Settle).await {
-                    Ok(peer) => {
-                        if found.send(peer).await.is_err() {
-                            tracing::debug!("the session has ended");
-                        }
-                        return;
-                    }
-                    Err(error) => tracing::info!("the source is not reached: {error:#}"),
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        });
+        self.returned = Some(meet_again(&self.door, &self.me));
     }
 
     /// Closes the connection so that nothing sent is lost.

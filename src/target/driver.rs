@@ -16,7 +16,7 @@ use crate::control::{Command, Request};
 use crate::feed::{Fed, Feeder};
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{Entry, Journal};
-use crate::peer::{Door, Inbox, Me, Peer, send_frame};
+use crate::peer::{Door, Me, Peer, next_frame, send_frame};
 use crate::progress::{Progress, Snapshot};
 use crate::signals::Signals;
 use crate::tally::Tally;
@@ -325,12 +325,5 @@ impl Driver {
             crate::progress::say(&serde_json::to_string(&report)?);
         }
         Ok(outcome)
-    }
-}
-
-async fn next_frame(peer: &mut Option<Peer>) -> Result<Frame, String> {
-    match peer {
-        Some(peer) => Inbox::next(&mut peer.inbox).await,
-        None => std::future::pending().await,
     }
 }
