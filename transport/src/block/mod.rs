@@ -128,12 +128,34 @@ pub trait Contents: Send + Sync {
     fn read(&self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()>;
 }
 
+/// The image as the other side last had it: what was sent (source) or applied (target). It stays
+/// when the attempt ends, and is the basis of the next one.
+pub trait Replica: Send + Sync + std::fmt::Debug {
+    /// Copies a page into the caller's buffer; a page that was never written is zero.
+    fn read(&self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()>;
+    /// Keeps contiguous whole pages from `first` on.
+    fn write(&self, first: PageAddress, contents: &[u8]) -> std::io::Result<()>;
+    /// `count` pages from `first` on are all zero.
+    fn zero(&self, first: PageAddress, count: u32) -> std::io::Result<()>;
+}
+
 /// Where the target's decoded pages go, in the order of their lane.
 pub trait Sink {
     /// `count` pages from `first` on are all zero.
     fn zero(&mut self, first: PageAddress, count: u32) -> std::io::Result<()>;
     /// One page's content.
     fn page(&mut self, at: PageAddress, content: &[u8; PAGE_SIZE]) -> std::io::Result<()>;
+    /// A page as last applied, any lane's: base of a copy or a delta. A sink that cannot be read
+    /// makes the decoder ask for the page again.
+    fn read(&mut self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()> {
+        let _ = (at, into);
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+    /// Content outside the image, by the number that this side gave for it.
+    fn known(&mut self, number: u32, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()> {
+        let _ = (number, into);
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 }
 
 const _: () = assert!(usize::BITS >= 32, "page numbers must fit an index");
