@@ -104,6 +104,15 @@ pub struct PageAddress {
     pub page: u32,
 }
 
+/// Contiguous pages of one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageRun {
+    /// First page.
+    pub first: PageAddress,
+    /// Number of pages.
+    pub count: u16,
+}
+
 /// Name and size of one RAM block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockSpec {
