@@ -16,6 +16,7 @@ fn frames() -> [(&'static str, Frame); 3] {
             Frame::Layout {
                 head: Bytes::from(vec![7; 2000]),
                 blocks: (0..64).map(block).collect(),
+                basis_ranges: 0,
             },
         ),
         (

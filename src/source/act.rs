@@ -37,12 +37,12 @@ impl Driver {
     pub(super) async fn act(&mut self, action: Action) {
         match action {
             Action::Send(frame) => self.send(frame).await,
-            Action::StartCapture => {
+            Action::StartCapture { .. } => {
                 if let Err(error) = self.start_capture().await {
                     self.tell(Input::CaptureFailed(format!("{error:#}")));
                 }
             }
-            Action::OpenLanes => {
+            Action::OpenLanes { .. } => {
                 if let Err(error) = self.open_lanes().await {
                     self.tell(Input::CaptureFailed(format!("{error:#}")));
                 }

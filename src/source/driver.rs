@@ -270,7 +270,11 @@ impl Driver {
                 self.tally.pages_total = Some(image.layout.pages_total());
                 let blocks = image.layout.blocks().to_vec();
                 self.image = Some(image);
-                Input::Head { head, blocks }
+                Input::Head {
+                    head,
+                    blocks,
+                    basis: Vec::new(),
+                }
             }
             Captured::Relay { spool } => {
                 self.spool = Some(spool);

@@ -11,7 +11,7 @@ use transport::block::{BlockSpec, Layout};
 use transport::quic::Connection;
 use transport::quic::driver::{TargetLanes, Workers};
 use transport::session::target::{Action, Input, Mark, Phase};
-use transport::wire::{Frame, RunState, Verify};
+use transport::wire::{Frame, Offer, RunState, Verify};
 
 use super::driver::Driver;
 use crate::control::socket_path;
@@ -36,18 +36,25 @@ impl Driver {
             Action::PrepareVm { head, blocks } => {
                 let prepared = self.prepare_vm(&head, blocks).await;
                 self.tell(match prepared {
-                    Ok(()) => Input::VmPrepared,
+                    Ok(()) => Input::VmPrepared {
+                        offer: Offer::default(),
+                    },
                     Err(error) => Input::VmFailed(format!("{error:#}")),
                 });
             }
             Action::PrepareRelay => {
                 let prepared = self.prepare_relay().await;
                 self.tell(match prepared {
-                    Ok(()) => Input::VmPrepared,
+                    Ok(()) => Input::VmPrepared {
+                        offer: Offer::default(),
+                    },
                     Err(error) => Input::VmFailed(format!("{error:#}")),
                 });
             }
-            Action::AcceptLanes => self.accept_lanes(),
+            Action::AgreeBasis { .. } => self.tell(Input::BasisAgreed {
+                basis: Bytes::new(),
+            }),
+            Action::AcceptLanes { .. } => self.accept_lanes(),
             Action::AcceptRelay => self.accept_relay(),
             Action::FeedTail(pieces) => self.feed_tail(pieces),
             Action::Prove(verify) => self.prove(verify),

@@ -93,6 +93,7 @@ impl Driver {
             qemu: start.vm.version().to_string(),
             stay_paused: start.options.stay_paused,
             epoch: start.entry.epoch,
+            nonce: crate::peer::random(),
         };
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (inputs, results) = mpsc::channel(INPUTS_MAX);
@@ -228,7 +229,14 @@ impl Driver {
                 let Some(lanes) = &self.lanes else { return };
                 let root = lanes.root();
                 self.tally.root = Some(crate::journal::hex(&root.0));
-                self.machine.handle(now(), Input::Applied { barrier, root });
+                self.machine.handle(
+                    now(),
+                    Input::Applied {
+                        barrier,
+                        root,
+                        missing_pages: 0,
+                    },
+                );
             }
             // SHUT(0) is QEMU's word; `completed` and `paused` are read before it counts.
             Fed::Loaded => self.check_loaded(),

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! Hello <-> Hello            dialer first; versions, VM, attempt, roles, pair secret
-//!  <- Ready                  target QEMU waits; how to verify
-//!  -> Layout                 block list and stream head; lanes open
-//!  <- LayoutTaken
-//!  -> (lanes) batches, Mark  <- Progress (applied), Applied (barrier)
+//!  <- Ready                  target QEMU waits; how to verify; nonce
+//!  -> Layout, Basis..        block list, stream head, what the source still holds of an earlier trip
+//!  <- LayoutTaken            what both hold; lanes open
+//!  -> Query                  <- Known: hashes of pages that the target may hold elsewhere
+//!  -> (lanes) batches, Mark  <- Progress (applied), Applied (barrier), Missing (send these again)
 //!  -> Stopped, Tail.. Final  after STOP
 //!  <- Loaded                 root of real memory; guest paused
 //!  -> Commit                 point of no return
@@ -17,7 +18,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::block::{BlockSpec, Root};
+use crate::block::{BlockSpec, PageRun, Root};
 
 /// Names one try to move one VM: 128 random bits made by the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,7 +86,7 @@ impl fmt::Debug for Hello {
 }
 
 /// Version of this protocol.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// How the target wants memory to be proved (S10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,15 @@ pub enum Verify {
     Sample,
     /// Every announced page is read from real memory on both sides.
     Full,
+}
+
+/// What the target can do for the source's references.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Its image can be read while pages arrive: copies and deltas resolve.
+    pub readable: bool,
+    /// Pages of disk images that it may name to this peer, 0 for none.
+    pub known_pages: u32,
 }
 
 /// The guest's run state before the move.
@@ -156,6 +166,8 @@ pub enum Frame {
         verify: Verify,
         /// QEMU version text, for the log and for checks.
         qemu: String,
+        /// Fresh in this attempt: the source's proof of what it holds is keyed with it (S14).
+        nonce: [u8; 16],
     },
     /// Source: the guest's memory layout and the head of QEMU's stream.
     Layout {
@@ -163,12 +175,43 @@ pub enum Frame {
         head: Bytes,
         /// RAM blocks in QEMU's order.
         blocks: Vec<BlockSpec>,
+        /// Digests that follow in Basis frames: every range of the image, or 0 for none.
+        basis_ranges: u32,
+    },
+    /// Source: digests of the next ranges of its replica, keyed with the nonce.
+    Basis {
+        /// One for each range.
+        digests: Vec<[u8; 16]>,
     },
     /// Source, in place of Layout: QEMU's stream has something unknown before its first page; its bytes
     /// come as they are on lane 0, from the first to the last.
     Relay,
     /// Target: layout (or relay) accepted; lanes may flow.
-    LayoutTaken,
+    LayoutTaken {
+        /// One bit for each range, least significant first: both replicas are equal there. Empty for none.
+        basis: Bytes,
+        /// What the source may refer to.
+        offer: Offer,
+    },
+    /// Source: does the target hold pages with these hashes elsewhere?
+    Query {
+        /// Number of the first question, counted from 0.
+        first: u32,
+        /// First bytes of the page hashes.
+        prefixes: Vec<[u8; 8]>,
+    },
+    /// Target: the answers to one Query, in its order.
+    Known {
+        /// Number of the first question.
+        first: u32,
+        /// By which number the page can be named; `None` when it is not held.
+        numbers: Vec<Option<u32>>,
+    },
+    /// Target: references of a batch did not resolve; nothing of it is applied.
+    Missing {
+        /// Pages to send again, at most [`limits::MISSING_MAX_RUNS`](super::limits::MISSING_MAX_RUNS) runs.
+        runs: Vec<PageRun>,
+    },
     /// Target: lane bytes applied so far, per lane, since the connection began.
     Progress {
         /// Applied bytes of each lane, batch frames included.
@@ -256,7 +299,11 @@ impl Frame {
             Frame::Ready { .. } => "Ready",
             Frame::Layout { .. } => "Layout",
             Frame::Relay => "Relay",
-            Frame::LayoutTaken => "LayoutTaken",
+            Frame::Basis { .. } => "Basis",
+            Frame::LayoutTaken { .. } => "LayoutTaken",
+            Frame::Query { .. } => "Query",
+            Frame::Known { .. } => "Known",
+            Frame::Missing { .. } => "Missing",
             Frame::Progress { .. } => "Progress",
             Frame::Applied { .. } => "Applied",
             Frame::Stopped => "Stopped",

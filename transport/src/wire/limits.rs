@@ -16,3 +16,11 @@ pub const TAIL_MAX_BYTES: u64 = 256 << 20;
 pub const HEAD_MAX_BYTES: usize = 64 * 1024;
 /// Longest VM name, machine type, detail text, in bytes.
 pub const TEXT_MAX_BYTES: usize = 1024;
+/// Most ranges that a basis may have (8 TiB of guest memory).
+pub const BASIS_MAX_RANGES: u32 = 1 << 22;
+/// Most digests of one Basis frame.
+pub const BASIS_MAX_DIGESTS: usize = 1 << 15;
+/// Most questions of one Query frame.
+pub const QUERY_MAX_PAGES: usize = 1 << 13;
+/// Most runs of one Missing frame.
+pub const MISSING_MAX_RUNS: usize = 1 << 10;

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use transport::block::{BlockSpec, Root};
+use transport::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
 use transport::session::{Hold, Policy, VmMigration, source, target};
-use transport::wire::{AbortCode, AttemptId, Frame, RunState, Verdict, Verify};
+use transport::wire::{AbortCode, AttemptId, Frame, Offer, RunState, Verdict, Verify};
 
 pub(crate) const ATTEMPT: AttemptId = AttemptId([7; 16]);
 pub(crate) const INCARNATION: u64 = 9;
@@ -31,6 +31,14 @@ fn blocks() -> Vec<BlockSpec> {
         name: "ram".into(),
         pages: 1,
     }]
+}
+
+fn runs() -> Vec<PageRun> {
+    let first = PageAddress {
+        block: BlockId(0),
+        page: 0,
+    };
+    vec![PageRun { first, count: 1 }]
 }
 
 pub(crate) fn commit(root: Root, run_state: RunState) -> Frame {
@@ -102,6 +110,7 @@ pub(crate) fn target(now: Instant) -> target::Target {
         qemu: "10.0.2".into(),
         stay_paused: false,
         epoch: 0,
+        nonce: [1; 16],
     };
     target::Target::new(now, config)
 }
@@ -122,9 +131,24 @@ fn source_frames() -> Vec<Named<source::Input>> {
             frame(Frame::Ready {
                 verify: Verify::Full,
                 qemu: text(),
+                nonce: [1; 16],
             }),
         ),
-        ("Frame LayoutTaken", frame(Frame::LayoutTaken)),
+        (
+            "Frame LayoutTaken",
+            frame(Frame::LayoutTaken {
+                basis: Bytes::new(),
+                offer: Offer::default(),
+            }),
+        ),
+        (
+            "Frame Known",
+            frame(Frame::Known {
+                first: 0,
+                numbers: vec![Some(1), None],
+            }),
+        ),
+        ("Frame Missing", frame(Frame::Missing { runs: runs() })),
         (
             "Frame Progress",
             frame(Frame::Progress {
@@ -173,6 +197,7 @@ fn source_events() -> Vec<Named<source::Input>> {
             Input::Head {
                 head: Bytes::new(),
                 blocks: blocks(),
+                basis: Vec::new(),
             },
         ),
         ("Relay", Input::Relay),
@@ -228,6 +253,28 @@ pub(crate) fn target_inputs() -> Vec<Named<target::Input>> {
             frame(Frame::Layout {
                 head: Bytes::new(),
                 blocks: blocks(),
+                basis_ranges: 0,
+            }),
+        ),
+        (
+            "Frame Layout, basis",
+            frame(Frame::Layout {
+                head: Bytes::new(),
+                blocks: blocks(),
+                basis_ranges: 2,
+            }),
+        ),
+        (
+            "Frame Basis",
+            frame(Frame::Basis {
+                digests: vec![[5; 16]; 2],
+            }),
+        ),
+        (
+            "Frame Query",
+            frame(Frame::Query {
+                first: 0,
+                prefixes: vec![[6; 8]],
             }),
         ),
         ("Frame Relay", frame(Frame::Relay)),
@@ -249,13 +296,34 @@ pub(crate) fn target_inputs() -> Vec<Named<target::Input>> {
         ("Frame Abort", frame(abort())),
         ("Frame Running", frame(Frame::Running)),
         ("PeerLost", Input::PeerLost(text())),
-        ("VmPrepared", Input::VmPrepared),
+        (
+            "VmPrepared",
+            Input::VmPrepared {
+                offer: Offer::default(),
+            },
+        ),
+        (
+            "BasisAgreed",
+            Input::BasisAgreed {
+                basis: Bytes::from_static(&[3]),
+            },
+        ),
+        ("Missing", Input::Missing(runs())),
         ("VmFailed", Input::VmFailed(text())),
         (
             "Applied",
             Input::Applied {
                 barrier: 1,
                 root: ROOT,
+                missing_pages: 0,
+            },
+        ),
+        (
+            "Applied, pages missing",
+            Input::Applied {
+                barrier: 1,
+                root: ROOT,
+                missing_pages: 2,
             },
         ),
         ("LaneFailed", Input::LaneFailed(text())),

@@ -68,10 +68,35 @@ pub(crate) const SOURCE_STATES: [Place; 24] = [
 ];
 
 /// The same for the target.
-pub(crate) const TARGET_STATES: [Place; 16] = [
+pub(crate) const TARGET_STATES: [Place; 20] = [
     ("waiting", "", &[]),
     ("preparing", "waiting", &["Frame Layout"]),
+    (
+        "preparing, basis awaited",
+        "waiting",
+        &["Frame Layout, basis"],
+    ),
+    (
+        "preparing, basis compared",
+        "preparing, basis awaited",
+        &["VmPrepared", "Frame Basis"],
+    ),
+    (
+        "receiving, with a basis",
+        "preparing, basis compared",
+        &["BasisAgreed"],
+    ),
     ("receiving", "preparing", &["VmPrepared"]),
+    (
+        "receiving, pages missing at the end",
+        "receiving",
+        &[
+            "Missing",
+            "Frame Tail",
+            "Applied, pages missing",
+            "Frame Final",
+        ],
+    ),
     (
         "receiving, all applied",
         "receiving",

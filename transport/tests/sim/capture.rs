@@ -53,7 +53,7 @@ impl World {
             reason = "the others do not steer QEMU"
         )]
         let commands = match action {
-            Action::StartCapture => {
+            Action::StartCapture { .. } => {
                 let (limit, rate) = match self.plan.hold {
                     Hold::SwitchoverAck => (Duration::ZERO, 0),
                     // For guests this small a twentieth of the product's first pace.
@@ -152,7 +152,11 @@ impl World {
                 let blocks = layout.blocks().to_vec();
                 self.source.image = Some(Image::new(layout));
                 let head = Bytes::from_static(b"QEVM\0\0\0\x03");
-                self.source_input(Input::Head { head, blocks });
+                self.source_input(Input::Head {
+                    head,
+                    blocks,
+                    basis: Vec::new(),
+                });
             }
             Said::Page { page, version } => {
                 let image = self.source.image.as_mut().expect("the head came first");

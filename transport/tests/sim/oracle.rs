@@ -102,7 +102,7 @@ impl World {
         let mut found = [0; PAGE_SIZE];
         for (page, version) in stopped.iter().enumerate() {
             content::content(page, *version, &mut wanted);
-            self.target_qemu.read(page, &mut found);
+            self.target_qemu.page_at(page, &mut found);
             assert!(
                 wanted == found,
                 "page {page} differs from version {version}"

@@ -117,7 +117,7 @@ impl World {
         #[expect(clippy::wildcard_enum_match_arm, reason = "what is left is asserted")]
         match action {
             Action::Send(frame) => self.source_send(&frame),
-            Action::OpenLanes => {
+            Action::OpenLanes { .. } => {
                 let image = self.source.image.as_ref().expect("the head came first");
                 let lanes = SourceLanes::open(&image.layout, SOURCE_INCARNATION, &mut self.net);
                 self.source.lanes = Some(lanes);

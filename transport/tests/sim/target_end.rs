@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use transport::block::{Layout, PAGE_SIZE, PageHasher, Root};
 use transport::session::target::{Action, Config, Input, Target};
-use transport::wire::{Frame, FrameReader, Role, tail};
+use transport::wire::{Frame, FrameReader, Offer, Role, tail};
 
 use crate::content::{self, KEY};
 use crate::faults::variant;
@@ -45,6 +45,7 @@ impl TargetEnd {
             qemu: "10.0.2".into(),
             stay_paused: plan.stay_paused,
             epoch: 0,
+            nonce: [2; 16],
         };
         TargetEnd {
             machine: Target::new(now, config),
@@ -109,7 +110,7 @@ impl World {
             }
             Action::PrepareRelay => self.prepare_target(),
             Action::AcceptRelay => self.target.relays = true,
-            Action::AcceptLanes => {
+            Action::AcceptLanes { .. } => {
                 let layout = self.target.layout.as_ref().expect("PrepareVm came first");
                 self.target.lanes = Some(TargetLanes::new(layout, SOURCE_INCARNATION));
             }
@@ -149,7 +150,9 @@ impl World {
 
     fn prepare_target(&mut self) {
         let input = if self.target_qemu.is_alive {
-            Input::VmPrepared
+            Input::VmPrepared {
+                offer: Offer::default(),
+            }
         } else {
             Input::VmFailed("QEMU is gone".into())
         };
@@ -206,7 +209,14 @@ impl World {
                 let root = lanes.root(layout);
                 self.target.root = Some(root);
                 let delay = self.about_ms(1);
-                self.after(delay, Event::Target(Input::Applied { barrier, root }));
+                self.after(
+                    delay,
+                    Event::Target(Input::Applied {
+                        barrier,
+                        root,
+                        missing_pages: 0,
+                    }),
+                );
             }
             Err(detail) => self.target_input(Input::LaneFailed(detail)),
         }
@@ -256,7 +266,7 @@ impl World {
         let mut page = [0; PAGE_SIZE];
         let differs = lanes.announced().find(|(at, hash)| {
             self.target_qemu
-                .read(content::number(layout, *at), &mut page);
+                .page_at(content::number(layout, *at), &mut page);
             hasher.hash(&page) != *hash
         });
         let proved = match differs {

@@ -42,7 +42,7 @@ impl TargetQemu {
         }
     }
 
-    pub(crate) fn read(&self, page: usize, into: &mut [u8; PAGE_SIZE]) {
+    pub(crate) fn page_at(&self, page: usize, into: &mut [u8; PAGE_SIZE]) {
         match &self.pages[page] {
             Some(content) => into.copy_from_slice(&content[..]),
             None => into.fill(0),
@@ -52,7 +52,7 @@ impl TargetQemu {
     /// Something is wrong with one page of memory.
     pub(crate) fn flip_bit(&mut self) {
         let mut page = [0; PAGE_SIZE];
-        self.read(3, &mut page);
+        self.page_at(3, &mut page);
         page[77] ^= 4;
         self.pages[3] = Some(Box::new(page));
     }

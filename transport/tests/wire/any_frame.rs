@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use transport::block::{BlockSpec, Root};
+use transport::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
 use transport::wire::*;
 
 fn text() -> impl Strategy<Value = String> {
@@ -90,8 +90,59 @@ fn layout() -> impl Strategy<Value = Frame> {
             limits::BLOCKS_MAX
         ]),
     ];
-    (bytes(limits::HEAD_MAX_BYTES), blocks)
-        .prop_map(|(head, blocks)| Frame::Layout { head, blocks })
+    (bytes(limits::HEAD_MAX_BYTES), blocks, any::<u32>()).prop_map(
+        |(head, blocks, basis_ranges)| Frame::Layout {
+            head,
+            blocks,
+            basis_ranges,
+        },
+    )
+}
+
+/// A list, now and then as long as it may be.
+fn list<T: Clone + std::fmt::Debug>(
+    entry: impl Strategy<Value = T> + Clone,
+    entries_max: usize,
+) -> impl Strategy<Value = Vec<T>> {
+    prop_oneof![
+        8 => vec(entry.clone(), 0..40),
+        1 => entry.prop_map(move |entry| vec![entry; entries_max]),
+    ]
+}
+
+fn run() -> impl Strategy<Value = PageRun> + Clone {
+    (any::<u16>(), any::<u32>(), any::<u16>()).prop_map(|(block, page, count)| PageRun {
+        first: PageAddress {
+            block: BlockId(block),
+            page,
+        },
+        count,
+    })
+}
+
+/// What the two sides hold already.
+fn references() -> impl Strategy<Value = Frame> {
+    let offer = (any::<bool>(), any::<u32>()).prop_map(|(readable, known_pages)| Offer {
+        readable,
+        known_pages,
+    });
+    prop_oneof![
+        list(any::<[u8; 16]>(), limits::BASIS_MAX_DIGESTS)
+            .prop_map(|digests| Frame::Basis { digests }),
+        (bytes(limits::FRAME_MAX_BYTES / 2), offer)
+            .prop_map(|(basis, offer)| Frame::LayoutTaken { basis, offer }),
+        (
+            any::<u32>(),
+            list(any::<[u8; 8]>(), limits::QUERY_MAX_PAGES)
+        )
+            .prop_map(|(first, prefixes)| Frame::Query { first, prefixes }),
+        (
+            any::<u32>(),
+            list(any::<Option<u32>>(), limits::QUERY_MAX_PAGES)
+        )
+            .prop_map(|(first, numbers)| Frame::Known { first, numbers }),
+        list(run(), limits::MISSING_MAX_RUNS).prop_map(|runs| Frame::Missing { runs }),
+    ]
 }
 
 /// Any frame that may be sent.
@@ -101,9 +152,13 @@ pub(crate) fn frame() -> impl Strategy<Value = Frame> {
     let raw_len = 0..=u32::try_from(limits::FRAME_MAX_BYTES).unwrap();
     prop_oneof![
         hello().prop_map(Frame::Hello),
-        (verify, text()).prop_map(|(verify, qemu)| Frame::Ready { verify, qemu }),
+        (verify, text(), any::<[u8; 16]>()).prop_map(|(verify, qemu, nonce)| Frame::Ready {
+            verify,
+            qemu,
+            nonce
+        }),
         layout(),
-        Just(Frame::LayoutTaken),
+        references(),
         any::<[u64; 8]>().prop_map(|applied_bytes| Frame::Progress { applied_bytes }),
         any::<u32>().prop_map(|barrier| Frame::Applied { barrier }),
         (bytes(limits::FRAME_MAX_BYTES - 9), raw_len)

@@ -1,7 +1,7 @@
 //! Some frames, byte by byte. A change here is a change of the protocol.
 
 use bytes::{Bytes, BytesMut};
-use transport::block::{BlockSpec, Root};
+use transport::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
 use transport::wire::*;
 
 fn check(frame: Frame, expected: &[&[u8]]) {
@@ -55,13 +55,14 @@ fn layout_wire_format() {
         BlockSpec { name: "pc.ram".into(), pages: 0x0001_0000 },
         BlockSpec { name: "pc.rom".into(), pages: 32 },
     ];
-    check(Frame::Layout { head: Bytes::from_static(b"QEVM"), blocks }, &[
-        &[0x00, 0x00, 0x00, 0x21],                         // 33 bytes follow
+    check(Frame::Layout { head: Bytes::from_static(b"QEVM"), blocks, basis_ranges: 129 }, &[
+        &[0x00, 0x00, 0x00, 0x25],                         // 37 bytes follow
         &[0x03],                                           // layout
         &[0x00, 0x00, 0x00, 0x04], b"QEVM",                // head
         &[0x00, 0x02],                                     // two blocks
         &[0x06], b"pc.ram", &[0x00, 0x01, 0x00, 0x00],     // 65536 pages
         &[0x06], b"pc.rom", &[0x00, 0x00, 0x00, 0x20],     // 32 pages
+        &[0x00, 0x00, 0x00, 0x81],                         // digests of 129 ranges follow
     ]);
 }
 
@@ -85,17 +86,49 @@ fn commit_wire_format() {
     ]);
 }
 
+/// What the target holds already.
+#[test]
+#[rustfmt::skip]
+fn references_wire_format() {
+    check(Frame::Basis { digests: vec![[0xaa; 16], [0xbb; 16]] }, &[
+        &[0, 0, 0, 33, 0x12], &[0xaa; 16], &[0xbb; 16],
+    ]);
+    check(Frame::Query { first: 8, prefixes: vec![[0xaa; 8], [0xbb; 8]] }, &[
+        &[0, 0, 0, 21, 0x13],
+        &[0, 0, 0, 8],                                     // the first has number 8
+        &[0xaa; 8], &[0xbb; 8],
+    ]);
+    check(Frame::Known { first: 8, numbers: vec![None, Some(7)] }, &[
+        &[0, 0, 0, 12, 0x14],
+        &[0, 0, 0, 8], &[0, 2],                            // two answers from number 8 on
+        &[0b10],                                           // the second is held
+        &[0, 0, 0, 7],                                     // as page 7
+    ]);
+    let first = PageAddress { block: BlockId(1), page: 2 };
+    check(Frame::Missing { runs: vec![PageRun { first, count: 3 }] }, &[
+        &[0, 0, 0, 9, 0x15],
+        &[0, 1], &[0, 0, 0, 2], &[0, 3],                   // block 1, from page 2 on, 3 pages
+    ]);
+}
+
 /// The smaller ones.
 #[test]
 #[rustfmt::skip]
 fn small_frames_wire_format() {
-    check(Frame::LayoutTaken, &[&[0, 0, 0, 1, 0x04]]);
+    let offer = Offer { readable: true, known_pages: 3 };
+    check(Frame::LayoutTaken { basis: Bytes::from_static(&[0x05]), offer }, &[
+        &[0, 0, 0, 7, 0x04],
+        &[1],                                              // its image can be read
+        &[0, 0, 0, 3],                                     // it may name 3 pages
+        &[0x05],                                           // ranges 0 and 2 are equal
+    ]);
     check(Frame::Running, &[&[0, 0, 0, 1, 0x0b]]);
     check(Frame::Applied { barrier: 3 }, &[&[0, 0, 0, 5, 0x06, 0, 0, 0, 3]]);
-    check(Frame::Ready { verify: Verify::Sample, qemu: "10.0.2".into() }, &[
-        &[0, 0, 0, 10, 0x02],
+    check(Frame::Ready { verify: Verify::Sample, qemu: "10.0.2".into(), nonce: [9; 16] }, &[
+        &[0, 0, 0, 26, 0x02],
         &[0x01],                                           // sample
         &[0, 6], b"10.0.2",
+        &[9; 16],                                          // nonce
     ]);
     check(Frame::Tail { data: Bytes::from_static(&[0x28, 0xb5]), raw_len: 9 }, &[
         &[0, 0, 0, 7, 0x07],

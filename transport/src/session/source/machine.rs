@@ -7,9 +7,10 @@ use bytes::Bytes;
 
 use super::rounds::Rounds;
 use super::{Action, Config, Input, Phase, Sample};
-use crate::block::{BlockSpec, LANES, Root};
+use crate::block::{BlockSpec, LANES, Root, length_u32};
 use crate::session::precopy::Decision;
 use crate::session::{Hold, Outcome};
+use crate::wire::limits::BASIS_MAX_DIGESTS;
 use crate::wire::{AbortCode, AttemptId, Frame, Verdict, Verify};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,7 @@ pub struct Source {
     pub(super) ram_ended: bool,
     is_relay: bool,
     pub(super) root: Option<Root>,
+    proof_begun: bool,
     pub(super) proved: bool,
     pub(super) stopped: bool,
     pub(super) stopped_unasked: bool,
@@ -96,6 +98,8 @@ pub struct Source {
 
 /// The target answers each step within this, else the attempt ends (before Commit) or is in doubt.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// The target prepares its QEMU and reads its replica, which takes longer with more memory.
+const LAYOUT_MAX: Duration = Duration::from_secs(90);
 /// Loading and proving take longer with more memory.
 const LOADED_MAX: Duration = Duration::from_secs(120);
 /// While a stopped guest's last pages drain, the target applies something within this.
@@ -118,6 +122,7 @@ impl Source {
             ram_ended: false,
             is_relay: false,
             root: None,
+            proof_begun: false,
             proved: false,
             stopped: false,
             stopped_unasked: false,
@@ -145,7 +150,11 @@ impl Source {
             Input::VmMigration(status) => self.vm_migration(now, status),
             Input::PassStarted => self.pass_started(now),
             Input::VmGone(detail) => self.vm_gone(now, &detail),
-            Input::Head { head, blocks } => self.head(now, head, blocks),
+            Input::Head {
+                head,
+                blocks,
+                basis,
+            } => self.head(now, (head, blocks), &basis),
             Input::Relay => self.relay(now),
             Input::Relayed { bytes } => self.relayed(now, bytes),
             Input::PassDrained { pages } => self.pass_drained(pages),
@@ -222,14 +231,18 @@ impl Source {
 
     fn frame(&mut self, now: Instant, frame: Frame) {
         match (self.state, frame) {
-            (State::Waiting, Frame::Ready { verify, .. }) => {
-                self.verify = verify;
-                self.enter(now, State::Preparing, Some(ANSWER_MAX));
-                self.act(Action::Phase(Phase::Prepare));
-                self.act(Action::StartCapture);
+            (State::Waiting, Frame::Ready { verify, nonce, .. }) => self.ready(now, verify, nonce),
+            (State::Layout, Frame::LayoutTaken { .. }) if self.is_relay => self.open_relay(now),
+            (State::Layout, Frame::LayoutTaken { basis, offer }) => {
+                self.act(Action::OpenLanes { basis, offer });
+                self.precopy(now);
             }
-            (State::Layout, Frame::LayoutTaken) if self.is_relay => self.open_relay(now),
-            (State::Layout, Frame::LayoutTaken) => self.precopy(now),
+            // The driver has taken the answers, and marked what is missing.
+            (_, Frame::Known { .. }) => {}
+            (State::Precopy | State::Stopping, Frame::Missing { .. }) => {}
+            (State::Draining | State::AwaitLoaded, Frame::Missing { .. }) => {
+                self.flush_again(now);
+            }
             (_, Frame::Progress { applied_bytes }) => self.progress(now, applied_bytes),
             // Barriers pace nothing yet: the final one is implied by Loaded.
             (
@@ -260,18 +273,7 @@ impl Source {
                 );
             }
             // Whoever asks gets what this side knows; the journal is behind it.
-            (_, Frame::Ask { attempt, .. }) => {
-                let verdict = if attempt == self.config.attempt && !self.is_past_intent() {
-                    Verdict::Stayed
-                } else {
-                    Verdict::Unknown
-                };
-                self.act(Action::Send(Frame::Answer {
-                    attempt,
-                    verdict,
-                    epoch: self.config.epoch,
-                }));
-            }
+            (_, Frame::Ask { attempt, .. }) => self.answer(attempt),
             // Commit has not left: nothing that is said here answers it.
             (State::Intent, _) => {}
             (State::Settling, Frame::Settled { .. }) => self.finish(),
@@ -294,10 +296,39 @@ impl Source {
         }
     }
 
-    fn head(&mut self, now: Instant, head: Bytes, blocks: Vec<BlockSpec>) {
+    fn ready(&mut self, now: Instant, verify: Verify, nonce: [u8; 16]) {
+        self.verify = verify;
+        self.enter(now, State::Preparing, Some(LAYOUT_MAX));
+        self.act(Action::Phase(Phase::Prepare));
+        self.act(Action::StartCapture { nonce });
+    }
+
+    fn answer(&mut self, attempt: AttemptId) {
+        let verdict = if attempt == self.config.attempt && !self.is_past_intent() {
+            Verdict::Stayed
+        } else {
+            Verdict::Unknown
+        };
+        self.act(Action::Send(Frame::Answer {
+            attempt,
+            verdict,
+            epoch: self.config.epoch,
+        }));
+    }
+
+    fn head(&mut self, now: Instant, memory: (Bytes, Vec<BlockSpec>), basis: &[[u8; 16]]) {
         if self.state == State::Preparing {
-            self.enter(now, State::Layout, Some(ANSWER_MAX));
-            self.act(Action::Send(Frame::Layout { head, blocks }));
+            self.enter(now, State::Layout, Some(LAYOUT_MAX));
+            let (head, blocks) = memory;
+            self.act(Action::Send(Frame::Layout {
+                head,
+                blocks,
+                basis_ranges: length_u32(basis.len()),
+            }));
+            for digests in basis.chunks(BASIS_MAX_DIGESTS) {
+                let digests = digests.to_vec();
+                self.act(Action::Send(Frame::Basis { digests }));
+            }
         }
     }
 
@@ -339,7 +370,6 @@ impl Source {
     }
 
     fn precopy(&mut self, now: Instant) {
-        self.act(Action::OpenLanes);
         self.rounds.begin(now);
         if self.is_stopped() || self.ram_ended {
             self.enter(now, State::Stopping, Some(STOP_MAX));
@@ -484,12 +514,22 @@ impl Source {
                 raw_len: *raw_len,
             })
             .collect();
-        self.enter(now, State::Draining, Some(DRAIN_SILENCE_MAX));
         self.actions.extend(frames.into_iter().map(Action::Send));
+        self.flush(now);
+    }
+
+    fn flush(&mut self, now: Instant) {
+        self.enter(now, State::Draining, Some(DRAIN_SILENCE_MAX));
         self.barrier += 1;
         self.act(Action::FlushLanes {
             barrier: self.barrier,
         });
+    }
+
+    /// Pages that the target could not resolve go once more; a new `Final` replaces the one before.
+    fn flush_again(&mut self, now: Instant) {
+        self.root = None;
+        self.flush(now);
     }
 
     fn marked(&mut self, now: Instant, barrier: u32, root: Root) {
@@ -504,7 +544,10 @@ impl Source {
             tail_bytes,
         }));
         // The target loads while this side proves its own memory.
-        self.act(Action::Prove(self.verify));
+        if !self.proof_begun {
+            self.proof_begun = true;
+            self.act(Action::Prove(self.verify));
+        }
         self.enter(now, State::AwaitLoaded, Some(LOADED_MAX));
         self.act(Action::Phase(Phase::Load));
     }

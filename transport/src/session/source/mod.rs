@@ -13,7 +13,7 @@ pub use self::machine::Source;
 use super::precopy::Policy;
 use super::{Hold, Outcome, VmMigration};
 use crate::block::{BlockSpec, Root};
-use crate::wire::{AttemptId, Frame, RunState, Verify};
+use crate::wire::{AttemptId, Frame, Offer, RunState, Verify};
 
 /// What the machine is told.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub enum Input {
         head: Bytes,
         /// RAM blocks in QEMU's order.
         blocks: Vec<BlockSpec>,
+        /// Digest of every range of the replica, keyed with the nonce; empty for no replica.
+        basis: Vec<[u8; 16]>,
     },
     /// Capture: the stream cannot be parsed; its bytes are relayed.
     Relay,
@@ -110,9 +112,17 @@ pub enum Action {
     /// Send a control frame.
     Send(Frame),
     /// Start QEMU's migration into the capture socket, held.
-    StartCapture,
+    StartCapture {
+        /// Keys the digests of the replica (S14).
+        nonce: [u8; 16],
+    },
     /// Open the lanes and let pages flow.
-    OpenLanes,
+    OpenLanes {
+        /// Ranges that both sides hold, one bit each, least significant first.
+        basis: Bytes,
+        /// What the target can resolve.
+        offer: Offer,
+    },
     /// Send the stream's bytes as they are.
     OpenRelay,
     /// Ask QEMU for one dirty sync and its pass.

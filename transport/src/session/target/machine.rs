@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Action, Config, Input, Mark, Phase};
-use crate::block::Root;
+use crate::block::{BlockSpec, PageRun, Root, index};
 use crate::session::Outcome;
-use crate::wire::limits::TAIL_MAX_BYTES;
-use crate::wire::{AbortCode, AttemptId, Frame, RunState, Verdict, Verify};
+use crate::wire::limits::{BASIS_MAX_RANGES, MISSING_MAX_RUNS, TAIL_MAX_BYTES};
+use crate::wire::{AbortCode, AttemptId, Frame, Offer, RunState, Verdict, Verify};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -37,7 +37,16 @@ pub struct Target {
     tail: Vec<(Bytes, u32)>,
     tail_bytes: u64,
     last: Option<(Root, u32, u64)>,
-    applied: Option<(u32, Root)>,
+    /// Barrier, root, and pages that did not resolve and have not come again.
+    applied: Option<(u32, Root, u64)>,
+    /// Digests that the source has announced.
+    basis_ranges: usize,
+    digests: Vec<[u8; 16]>,
+    basis_awaited: bool,
+    basis_agreed: Option<Bytes>,
+    offer: Option<Offer>,
+    /// Runs asked for again, over the whole attempt.
+    missing_runs: u64,
     run_state: RunState,
     is_relay: bool,
     relay_loaded: bool,
@@ -48,6 +57,11 @@ pub struct Target {
 
 /// The source answers each step within this.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// QEMU opens its incoming side, and this side's replica is read.
+const PREPARE_MAX: Duration = Duration::from_secs(90);
+/// Runs that may be asked for again in one attempt: a source whose references never resolve is
+/// given up.
+const MISSING_MAX: u64 = 1 << 20;
 /// Loading and proving take longer with more memory.
 const LOAD_MAX: Duration = Duration::from_secs(120);
 /// From Loaded to Commit: the source proves its memory and writes its journal.
@@ -60,6 +74,7 @@ impl Target {
         let ready = Frame::Ready {
             verify: config.verify,
             qemu: config.qemu.clone(),
+            nonce: config.nonce,
         };
         Target {
             config,
@@ -69,6 +84,12 @@ impl Target {
             tail_bytes: 0,
             last: None,
             applied: None,
+            basis_ranges: 0,
+            digests: Vec::new(),
+            basis_awaited: false,
+            basis_agreed: None,
+            offer: None,
+            missing_runs: 0,
             run_state: RunState::Paused,
             is_relay: false,
             relay_loaded: false,
@@ -86,9 +107,21 @@ impl Target {
         match input {
             Input::Frame(frame) => self.frame(now, frame),
             Input::PeerLost(detail) => self.peer_lost(now, &detail),
-            Input::VmPrepared => self.vm_prepared(now),
+            Input::VmPrepared { offer } => {
+                self.offer = Some(offer);
+                self.layout_taken(now);
+            }
+            Input::BasisAgreed { basis } => {
+                self.basis_agreed = Some(basis);
+                self.layout_taken(now);
+            }
+            Input::Missing(runs) => self.missing(now, &runs),
             Input::VmFailed(detail) => self.vm_failed(now, detail),
-            Input::Applied { barrier, root } => self.barrier_applied(now, barrier, root),
+            Input::Applied {
+                barrier,
+                root,
+                missing_pages,
+            } => self.barrier_applied(now, (barrier, root, missing_pages)),
             Input::LaneFailed(detail) => self.refuse(now, AbortCode::Protocol, detail),
             Input::VmLoaded => self.vm_loaded(now),
             Input::VmResumed => self.vm_resumed(now),
@@ -131,11 +164,17 @@ impl Target {
 
     fn frame(&mut self, now: Instant, frame: Frame) {
         match (self.state, frame) {
-            (State::Waiting, Frame::Layout { head, blocks }) => {
-                self.enter(now, State::Preparing, Some(ANSWER_MAX));
-                self.act(Action::Phase(Phase::Prepare));
-                self.act(Action::PrepareVm { head, blocks });
-            }
+            (
+                State::Waiting,
+                Frame::Layout {
+                    head,
+                    blocks,
+                    basis_ranges,
+                },
+            ) => self.layout(now, (head, blocks), basis_ranges),
+            (State::Preparing, Frame::Basis { digests }) => self.basis(now, &digests),
+            // The driver answers questions; they end before the guest stops.
+            (State::Receiving, Frame::Query { .. }) => {}
             (State::Waiting, Frame::Relay) => self.relay(now),
             // The driver has told the hook.
             (State::Receiving, Frame::Stopped) => {}
@@ -192,6 +231,19 @@ impl Target {
         }
     }
 
+    fn layout(&mut self, now: Instant, memory: (Bytes, Vec<BlockSpec>), basis_ranges: u32) {
+        if basis_ranges > BASIS_MAX_RANGES {
+            let detail = format!("a basis of {basis_ranges} ranges");
+            self.refuse(now, AbortCode::Protocol, detail);
+            return;
+        }
+        self.basis_ranges = index(basis_ranges);
+        self.enter(now, State::Preparing, Some(PREPARE_MAX));
+        self.act(Action::Phase(Phase::Prepare));
+        let (head, blocks) = memory;
+        self.act(Action::PrepareVm { head, blocks });
+    }
+
     fn relay(&mut self, now: Instant) {
         if self.config.verify == Verify::Full {
             let detail = "the source must relay the stream, so memory cannot be proved in full: \
@@ -239,17 +291,56 @@ impl Target {
         }));
     }
 
-    fn vm_prepared(&mut self, now: Instant) {
-        if self.state == State::Preparing {
+    /// Digests come in several frames; all of them are compared at once.
+    fn basis(&mut self, now: Instant, digests: &[[u8; 16]]) {
+        self.digests.extend_from_slice(digests);
+        if digests.is_empty() || self.digests.len() > self.basis_ranges {
+            self.refuse(
+                now,
+                AbortCode::Protocol,
+                "digests that were not announced".into(),
+            );
+        } else if self.digests.len() == self.basis_ranges {
+            let digests = std::mem::take(&mut self.digests);
+            self.basis_ranges = 0;
+            self.basis_awaited = true;
+            self.act(Action::AgreeBasis { digests });
+        }
+    }
+
+    /// QEMU is ready and both know what the other holds.
+    fn layout_taken(&mut self, now: Instant) {
+        let is_agreed =
+            self.basis_ranges == 0 && (!self.basis_awaited || self.basis_agreed.is_some());
+        if let (State::Preparing, true, Some(offer)) = (self.state, is_agreed, self.offer) {
             // Pre-copy takes as long as it takes; the link's own time-out watches it.
             self.enter(now, State::Receiving, None);
+            let basis = self.basis_agreed.take().unwrap_or_default();
             self.act(if self.is_relay {
                 Action::AcceptRelay
             } else {
-                Action::AcceptLanes
+                let basis = basis.clone();
+                Action::AcceptLanes { basis }
             });
-            self.act(Action::Send(Frame::LayoutTaken));
+            self.act(Action::Send(Frame::LayoutTaken { basis, offer }));
             self.act(Action::Phase(Phase::Precopy));
+        }
+    }
+
+    /// References that did not resolve: the pages come again, and a new `Final` after them.
+    fn missing(&mut self, now: Instant, runs: &[PageRun]) {
+        if self.state != State::Receiving {
+            return;
+        }
+        self.missing_runs += runs.len() as u64;
+        if self.missing_runs > MISSING_MAX {
+            let detail = "references of the source do not resolve again and again";
+            self.refuse(now, AbortCode::Memory, detail.into());
+            return;
+        }
+        for runs in runs.chunks(MISSING_MAX_RUNS) {
+            let runs = runs.to_vec();
+            self.act(Action::Send(Frame::Missing { runs }));
         }
     }
 
@@ -266,21 +357,28 @@ impl Target {
         self.tail.push((data, raw_len));
     }
 
-    fn barrier_applied(&mut self, now: Instant, barrier: u32, root: Root) {
+    fn barrier_applied(&mut self, now: Instant, applied: (u32, Root, u64)) {
         if self.state == State::Receiving {
+            let (barrier, ..) = applied;
             self.act(Action::Send(Frame::Applied { barrier }));
-            self.applied = Some((barrier, root));
+            self.applied = Some(applied);
             self.pages_complete(now);
         }
     }
 
     /// Final is here and its barrier is applied: roots are compared before device state is fed.
     fn pages_complete(&mut self, now: Instant) {
-        let (Some((root, barrier, tail_bytes)), Some((applied, mine))) = (self.last, self.applied)
+        let (Some((root, barrier, tail_bytes)), Some((applied, mine, missing_pages))) =
+            (self.last, self.applied)
         else {
             return;
         };
         if barrier != applied {
+            return;
+        }
+        if missing_pages > 0 {
+            // They are asked for: another barrier and another `Final` follow.
+            self.deadline = Some(now + ANSWER_MAX);
             return;
         }
         if root != mine {

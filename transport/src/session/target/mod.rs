@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 pub use self::machine::Target;
 use super::Outcome;
-use crate::block::{BlockSpec, Root};
-use crate::wire::{AttemptId, Frame, RunState, Verify};
+use crate::block::{BlockSpec, PageRun, Root};
+use crate::wire::{AttemptId, Frame, Offer, RunState, Verify};
 
 /// What the machine is told.
 #[derive(Debug)]
@@ -17,7 +17,17 @@ pub enum Input {
     /// The connection is gone.
     PeerLost(String),
     /// Target QEMU is stopped, incoming, and has the head and the block list.
-    VmPrepared,
+    VmPrepared {
+        /// What the source may refer to.
+        offer: Offer,
+    },
+    /// The source's digests are compared with this side's replica.
+    BasisAgreed {
+        /// Equal ranges, one bit each, least significant first; empty for none.
+        basis: Bytes,
+    },
+    /// References of a batch did not resolve: these pages must come again.
+    Missing(Vec<PageRun>),
     /// A monitor command failed, the load failed, or QEMU is gone.
     VmFailed(String),
     /// Everything before the barrier is applied: consumed by target QEMU.
@@ -26,6 +36,8 @@ pub enum Input {
         barrier: u32,
         /// Root over the ledger as applied.
         root: Root,
+        /// Pages that were asked for again and have not come.
+        missing_pages: u64,
     },
     /// A lane carried something that cannot be applied.
     LaneFailed(String),
@@ -61,8 +73,16 @@ pub enum Action {
     },
     /// Stop QEMU and start its incoming side; a relayed stream brings all bytes itself.
     PrepareRelay,
+    /// Compare the source's digests with this side's replica.
+    AgreeBasis {
+        /// One for each range of the image.
+        digests: Vec<[u8; 16]>,
+    },
     /// Lanes may be read.
-    AcceptLanes,
+    AcceptLanes {
+        /// Ranges that both sides hold: they are in the guest before a lane's first page.
+        basis: Bytes,
+    },
     /// Lane 0 brings the stream's own bytes.
     AcceptRelay,
     /// All pages are in: feed the device state.
@@ -139,4 +159,6 @@ pub struct Config {
     pub stay_paused: bool,
     /// Epoch of the VM in our journal.
     pub epoch: u64,
+    /// Random in this attempt: the source's digests are keyed with it (S14).
+    pub nonce: [u8; 16],
 }

@@ -32,6 +32,10 @@ mod kind {
     pub(super) const ABORT: u8 = 15;
     pub(super) const STOPPED: u8 = 16;
     pub(super) const RELAY: u8 = 17;
+    pub(super) const BASIS: u8 = 18;
+    pub(super) const QUERY: u8 = 19;
+    pub(super) const KNOWN: u8 = 20;
+    pub(super) const MISSING: u8 = 21;
 }
 
 /// Cuts a control stream into frames, however it is split. Holds at most one frame and what the

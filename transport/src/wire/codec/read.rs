@@ -4,9 +4,12 @@ use bytes::{Buf, Bytes};
 
 use super::kind;
 use super::names::Coded;
-use crate::block::{BlockSpec, Root};
-use crate::wire::limits::{BLOCKS_MAX, FRAME_MAX_BYTES, HEAD_MAX_BYTES, TEXT_MAX_BYTES};
-use crate::wire::{AttemptId, Frame, Hello, WireError};
+use crate::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
+use crate::wire::limits::{
+    BASIS_MAX_DIGESTS, BASIS_MAX_RANGES, BLOCKS_MAX, FRAME_MAX_BYTES, HEAD_MAX_BYTES,
+    MISSING_MAX_RUNS, QUERY_MAX_PAGES, TEXT_MAX_BYTES,
+};
+use crate::wire::{AttemptId, Frame, Hello, Offer, WireError};
 
 /// Reads the body of one frame to its last byte.
 pub(super) fn frame(kind: u8, body: Bytes) -> Result<Frame, WireError> {
@@ -16,9 +19,9 @@ pub(super) fn frame(kind: u8, body: Bytes) -> Result<Frame, WireError> {
         kind::READY => Frame::Ready {
             verify: body.coded("verify")?,
             qemu: body.text("qemu")?,
+            nonce: body.array("nonce")?,
         },
         kind::LAYOUT => layout(&mut body)?,
-        kind::LAYOUT_TAKEN => Frame::LayoutTaken,
         kind::PROGRESS => {
             let mut applied_bytes = [0; crate::block::LANES];
             for bytes in &mut applied_bytes {
@@ -64,7 +67,7 @@ pub(super) fn frame(kind: u8, body: Bytes) -> Result<Frame, WireError> {
             code: body.coded("code")?,
             detail: body.text("detail")?,
         },
-        _ => return Err(WireError::UnknownFrame(kind)),
+        _ => reference(kind, &mut body)?,
     };
     if body.rest.has_remaining() {
         return Err(WireError::PeerTrailing {
@@ -73,6 +76,23 @@ pub(super) fn frame(kind: u8, body: Bytes) -> Result<Frame, WireError> {
         });
     }
     Ok(frame)
+}
+
+/// What the two sides hold already.
+fn reference(kind: u8, body: &mut Body) -> Result<Frame, WireError> {
+    match kind {
+        kind::BASIS => Ok(Frame::Basis {
+            digests: body.list("digests", BASIS_MAX_DIGESTS)?,
+        }),
+        kind::LAYOUT_TAKEN => layout_taken(body),
+        kind::QUERY => Ok(Frame::Query {
+            first: body.u32("first")?,
+            prefixes: body.list("questions", QUERY_MAX_PAGES)?,
+        }),
+        kind::KNOWN => known(body),
+        kind::MISSING => missing(body),
+        _ => Err(WireError::UnknownFrame(kind)),
+    }
 }
 
 fn hello(body: &mut Body) -> Result<Hello, WireError> {
@@ -105,7 +125,66 @@ fn layout(body: &mut Body) -> Result<Frame, WireError> {
             pages: body.u32("block pages")?,
         });
     }
-    Ok(Frame::Layout { head, blocks })
+    Ok(Frame::Layout {
+        head,
+        blocks,
+        basis_ranges: body.u32("basis_ranges")?,
+    })
+}
+
+fn layout_taken(body: &mut Body) -> Result<Frame, WireError> {
+    let readable = match body.u8("readable")? {
+        0 => false,
+        1 => true,
+        _ => {
+            return Err(WireError::PeerValue {
+                frame: body.kind,
+                field: "readable",
+            });
+        }
+    };
+    let offer = Offer {
+        readable,
+        known_pages: body.u32("known_pages")?,
+    };
+    let bytes = body.rest.len();
+    at_most("basis", bytes, crate::block::index(BASIS_MAX_RANGES / 8))?;
+    Ok(Frame::LayoutTaken {
+        offer,
+        basis: body.bytes("basis", bytes)?,
+    })
+}
+
+fn known(body: &mut Body) -> Result<Frame, WireError> {
+    let first = body.u32("first")?;
+    let count = usize::from(body.u16("answers")?);
+    at_most("answers", count, QUERY_MAX_PAGES)?;
+    let bits = body.bytes("answers", count.div_ceil(8))?;
+    let mut numbers = Vec::with_capacity(count);
+    for place in 0..count {
+        let is_held = bits[place / 8] & (1 << (place % 8)) != 0;
+        numbers.push(if is_held {
+            Some(body.u32("number")?)
+        } else {
+            None
+        });
+    }
+    Ok(Frame::Known { first, numbers })
+}
+
+fn missing(body: &mut Body) -> Result<Frame, WireError> {
+    let runs = body
+        .list::<8>("runs", MISSING_MAX_RUNS)?
+        .into_iter()
+        .map(|[b0, b1, p0, p1, p2, p3, c0, c1]| PageRun {
+            first: PageAddress {
+                block: BlockId(u16::from_be_bytes([b0, b1])),
+                page: u32::from_be_bytes([p0, p1, p2, p3]),
+            },
+            count: u16::from_be_bytes([c0, c1]),
+        })
+        .collect();
+    Ok(Frame::Missing { runs })
 }
 
 fn tail(body: &mut Body) -> Result<Frame, WireError> {
@@ -152,6 +231,25 @@ impl Body {
 
     fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
         self.array(field).map(u64::from_be_bytes)
+    }
+
+    /// Entries of one size to the end of the frame.
+    fn list<const N: usize>(
+        &mut self,
+        field: &'static str,
+        entries_max: usize,
+    ) -> Result<Vec<[u8; N]>, WireError> {
+        at_most(field, self.rest.len() / N, entries_max)?;
+        let (entries, left) = self.rest.as_chunks::<N>();
+        if !left.is_empty() {
+            return Err(WireError::PeerTruncated {
+                frame: self.kind,
+                field,
+            });
+        }
+        let entries = entries.to_vec();
+        self.rest.clear();
+        Ok(entries)
     }
 
     fn coded<T: Coded>(&mut self, field: &'static str) -> Result<T, WireError> {

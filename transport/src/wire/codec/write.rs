@@ -4,9 +4,12 @@ use bytes::{BufMut, BytesMut};
 
 use super::kind;
 use super::names::Coded;
-use crate::block::{BlockSpec, length_u16, length_u32};
-use crate::wire::limits::{BLOCKS_MAX, FRAME_MAX_BYTES, HEAD_MAX_BYTES, TEXT_MAX_BYTES};
-use crate::wire::{Frame, Hello, WireError};
+use crate::block::{BlockSpec, Root, index, length_u16, length_u32};
+use crate::wire::limits::{
+    BASIS_MAX_DIGESTS, BASIS_MAX_RANGES, BLOCKS_MAX, FRAME_MAX_BYTES, HEAD_MAX_BYTES,
+    MISSING_MAX_RUNS, QUERY_MAX_PAGES, TEXT_MAX_BYTES,
+};
+use crate::wire::{AttemptId, Frame, Hello, Verdict, WireError};
 
 impl Frame {
     /// Appends the frame's bytes.
@@ -32,12 +35,29 @@ impl Frame {
         out.put_u8(self.kind());
         match self {
             Self::Hello(hello) => return put_hello(hello, out),
-            Self::Ready { verify, qemu } => {
+            Self::Ready {
+                verify,
+                qemu,
+                nonce,
+            } => {
                 out.put_u8(verify.code());
                 put_text("qemu", qemu, out)?;
+                out.put_slice(nonce);
             }
-            Self::Layout { head, blocks } => return put_layout(head, blocks, out),
-            Self::Relay | Self::LayoutTaken | Self::Stopped | Self::Running => {}
+            Self::Layout {
+                head,
+                blocks,
+                basis_ranges,
+            } => {
+                put_layout(head, blocks, out)?;
+                out.put_u32(*basis_ranges);
+            }
+            Self::Basis { .. }
+            | Self::LayoutTaken { .. }
+            | Self::Query { .. }
+            | Self::Known { .. }
+            | Self::Missing { .. } => return self.put_reference(out),
+            Self::Relay | Self::Stopped | Self::Running => {}
             Self::Progress { applied_bytes } => {
                 applied_bytes.iter().for_each(|bytes| out.put_u64(*bytes));
             }
@@ -51,11 +71,7 @@ impl Frame {
                 root,
                 barrier,
                 tail_bytes,
-            } => {
-                out.put_slice(&root.0);
-                out.put_u32(*barrier);
-                out.put_u64(*tail_bytes);
-            }
+            } => put_final(root, *barrier, *tail_bytes, out),
             Self::Loaded { root } => out.put_slice(&root.0),
             Self::Commit {
                 attempt,
@@ -77,11 +93,7 @@ impl Frame {
                 attempt,
                 verdict,
                 epoch,
-            } => {
-                out.put_slice(&attempt.0);
-                out.put_u8(verdict.code());
-                out.put_u64(*epoch);
-            }
+            } => put_verdict(*attempt, *verdict, *epoch, out),
             Self::Settled { attempt } => out.put_slice(&attempt.0),
             Self::Abort { code, detail } => {
                 out.put_u8(code.code());
@@ -91,12 +103,55 @@ impl Frame {
         Ok(())
     }
 
+    /// What the two sides hold already.
+    fn put_reference(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the caller gives these only"
+        )]
+        match self {
+            Self::Basis { digests } => {
+                bounded("digests", digests.len(), BASIS_MAX_DIGESTS)?;
+                digests.iter().for_each(|digest| out.put_slice(digest));
+            }
+            Self::LayoutTaken { basis, offer } => {
+                out.put_u8(u8::from(offer.readable));
+                out.put_u32(offer.known_pages);
+                bounded("basis", basis.len(), index(BASIS_MAX_RANGES / 8))?;
+                out.put_slice(basis);
+            }
+            Self::Query { first, prefixes } => {
+                bounded("questions", prefixes.len(), QUERY_MAX_PAGES)?;
+                out.put_u32(*first);
+                prefixes.iter().for_each(|prefix| out.put_slice(prefix));
+            }
+            Self::Known { first, numbers } => {
+                bounded("answers", numbers.len(), QUERY_MAX_PAGES)?;
+                put_known(*first, numbers, out);
+            }
+            Self::Missing { runs } => {
+                bounded("runs", runs.len(), MISSING_MAX_RUNS)?;
+                for run in runs {
+                    out.put_u16(run.first.block.0);
+                    out.put_u32(run.first.page);
+                    out.put_u16(run.count);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn kind(&self) -> u8 {
         match self {
             Self::Hello(_) => kind::HELLO,
             Self::Ready { .. } => kind::READY,
             Self::Layout { .. } => kind::LAYOUT,
-            Self::LayoutTaken => kind::LAYOUT_TAKEN,
+            Self::Basis { .. } => kind::BASIS,
+            Self::LayoutTaken { .. } => kind::LAYOUT_TAKEN,
+            Self::Query { .. } => kind::QUERY,
+            Self::Known { .. } => kind::KNOWN,
+            Self::Missing { .. } => kind::MISSING,
             Self::Progress { .. } => kind::PROGRESS,
             Self::Applied { .. } => kind::APPLIED,
             Self::Stopped => kind::STOPPED,
@@ -112,6 +167,18 @@ impl Frame {
             Self::Abort { .. } => kind::ABORT,
         }
     }
+}
+
+fn put_final(root: &Root, barrier: u32, tail_bytes: u64, out: &mut BytesMut) {
+    out.put_slice(&root.0);
+    out.put_u32(barrier);
+    out.put_u64(tail_bytes);
+}
+
+fn put_verdict(attempt: AttemptId, verdict: Verdict, epoch: u64, out: &mut BytesMut) {
+    out.put_slice(&attempt.0);
+    out.put_u8(verdict.code());
+    out.put_u64(epoch);
 }
 
 fn put_hello(hello: &Hello, out: &mut BytesMut) -> Result<(), WireError> {
@@ -142,6 +209,22 @@ fn put_layout(head: &[u8], blocks: &[BlockSpec], out: &mut BytesMut) -> Result<(
         out.put_u32(block.pages);
     }
     Ok(())
+}
+
+/// A bit for each question, least significant first, then the numbers of the ones that are set.
+fn put_known(first: u32, numbers: &[Option<u32>], out: &mut BytesMut) {
+    out.put_u32(first);
+    out.put_u16(length_u16(numbers.len()));
+    for eight in numbers.chunks(8) {
+        let bits = eight.iter().enumerate().fold(0, |bits, (bit, number)| {
+            bits | u8::from(number.is_some()) << bit
+        });
+        out.put_u8(bits);
+    }
+    numbers
+        .iter()
+        .flatten()
+        .for_each(|number| out.put_u32(*number));
 }
 
 fn put_text(field: &'static str, text: &str, out: &mut BytesMut) -> Result<(), WireError> {
