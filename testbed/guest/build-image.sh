@@ -50,6 +50,7 @@ rm -rf "$root/boot" "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
 mkdir -p "$root/boot"
 install -m 755 "$guestload" "$root/usr/local/bin/guestload"
 install -m 755 "$recipe/service" "$root/usr/local/bin/lab-service"
+install -m 755 "$recipe/use" "$root/usr/local/bin/lab-use"
 # mke2fs copies a folder into a file system without a loop device.
 rm -f "$out/disk.img"
 mke2fs -q -t ext4 -L labroot -d "$root" "$out/disk.img" 1024M

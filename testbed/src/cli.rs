@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 
-use crate::arm::QEMU_ARMS;
+use crate::arm::{QEMU_ARMS, STAGES};
 use crate::link_run;
 use crate::progress::Progress;
 use crate::report::{Document, Folder, table};
@@ -154,7 +154,10 @@ fn list() -> anyhow::Result<()> {
     for link in testbed_link::LINKS {
         println!("  {}", link.name);
     }
-    println!("arms\n  scaleaway, scaleaway-no-STAGE");
+    println!(
+        "arms\n  scaleaway, scaleaway-no-STAGE for {}",
+        STAGES.join(" ")
+    );
     for (name, _, _) in QEMU_ARMS {
         println!("  {name}, {name}-cubic");
     }

@@ -18,7 +18,7 @@
 //! ```
 //!
 //! Reading order: `cli`, `scenario`, `run`, `arm`, `guest` (image, QEMU, saved state, self-check),
-//! `product`, `lab` with `host` and `netns`, `wan` (the link), `overlay` with its hook, `probe` (what
+//! `product`, `stores`, `lab` with `host` and `netns`, `wan` (the link), `overlay` with its hook, `probe` (what
 //! the user sees), `link_run` (transports alone), `report`.
 
 pub mod arm;
@@ -39,4 +39,6 @@ pub mod report;
 pub mod requirement;
 pub mod run;
 pub mod scenario;
+mod sparse;
+pub mod stores;
 pub mod wan;

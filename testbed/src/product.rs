@@ -82,6 +82,15 @@ impl<'a> Product<'a> {
         output(&mut self.command(&["trust", "add", name, fingerprint])).map(drop)
     }
 
+    /// Lets a peer be told of what stands on a disk image, as the product's host sees it.
+    ///
+    /// # Errors
+    /// When the program fails.
+    pub fn share_content(&self, image: &Path, peer: &str) -> anyhow::Result<()> {
+        let mut command = self.command(&["content", "add"]);
+        output(command.arg(image).args(["--peer", peer])).map(drop)
+    }
+
     /// `status --json`: one object per VM that it knows.
     ///
     /// # Errors

@@ -4,15 +4,30 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 use testbed_link::LinkParams;
 
-use crate::arm::Arm;
-use crate::guest::Machine;
+use crate::arm::{Arm, Way};
+use crate::guest::{Machine, Past};
 
 /// Each file is a family; one that names a link is a scenario by itself.
-const FAMILIES: [(&str, &str); 6] = [
+const FAMILIES: [(&str, &str); 12] = [
     ("demo", include_str!("../scenarios/demo.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),
     ("cold-idle", include_str!("../scenarios/cold-idle.toml")),
+    (
+        "cold-idle-known",
+        include_str!("../scenarios/cold-idle-known.toml"),
+    ),
     ("cold-redis", include_str!("../scenarios/cold-redis.toml")),
+    ("filecache", include_str!("../scenarios/filecache.toml")),
+    (
+        "filecache-known",
+        include_str!("../scenarios/filecache-known.toml"),
+    ),
+    ("return-idle", include_str!("../scenarios/return-idle.toml")),
+    (
+        "return-redis",
+        include_str!("../scenarios/return-redis.toml"),
+    ),
+    ("return-use", include_str!("../scenarios/return-use.toml")),
     ("dirty8", include_str!("../scenarios/dirty8.toml")),
     ("dirty20", include_str!("../scenarios/dirty20.toml")),
 ];
@@ -30,6 +45,10 @@ pub struct Scenario {
     pub link: LinkParams,
     /// The guest.
     pub machine: Machine,
+    /// What happened to it before. With a stay at the client the scenario is its way back.
+    pub past: Past,
+    /// Whether the target has the guest's disk image, and shares what stands on it.
+    pub known: bool,
     /// Arms when none are asked for.
     pub arms: Vec<Arm>,
 }
@@ -42,7 +61,11 @@ struct Family {
     #[serde(default)]
     link: Option<String>,
     arms: Vec<String>,
+    #[serde(default)]
+    known: bool,
     guest: Machine,
+    #[serde(default)]
+    past: Past,
 }
 
 impl Scenario {
@@ -74,15 +97,25 @@ impl Scenario {
             .iter()
             .map(|arm| arm.parse())
             .collect::<anyhow::Result<_>>()?;
-        let (about, machine) = (family.about, family.guest);
         Ok(Self {
             name: name.to_owned(),
-            about,
+            about: family.about,
             link_name,
             link,
-            machine,
+            machine: family.guest,
+            past: family.past,
+            known: family.known,
             arms,
         })
+    }
+
+    /// Which way the guest goes.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        match self.past.stay {
+            Some(_) => Way::Back,
+            None => Way::Out,
+        }
     }
 }
 
@@ -119,6 +152,28 @@ mod tests {
             for link in testbed_link::LINKS {
                 Scenario::named(&format!("{name}/{}", link.name)).unwrap();
             }
+        }
+    }
+
+    /// A family and its `-known` sister differ in nothing but what the target has, and a guest comes
+    /// back in the state in which it once left.
+    #[test]
+    fn sisters_share_their_states() {
+        let named = |name: &str| Scenario::named(&format!("{name}/wan-100m")).unwrap();
+        for name in ["cold-idle", "filecache"] {
+            let (cold, known) = (named(name), named(&format!("{name}-known")));
+            assert_eq!((cold.machine, cold.past), (known.machine, known.past));
+            assert!(known.known && !cold.known, "{name}");
+        }
+        for (back, out) in [
+            ("return-idle", "cold-idle"),
+            ("return-redis", "cold-redis"),
+            ("return-use", "cold-redis"),
+        ] {
+            let (back, out) = (named(back), named(out));
+            assert_eq!((back.way(), out.way()), (Way::Back, Way::Out));
+            assert_eq!(back.machine, out.machine);
+            assert_eq!(back.past.before_stay(), out.past);
         }
     }
 

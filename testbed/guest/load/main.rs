@@ -4,6 +4,7 @@
 //! ```text
 //! guestload serve [--listen ADDR:PORT] [--serial DEVICE] WORDS
 //! guestload fill-redis KEYS,BYTES
+//! guestload change-redis KEYS,BYTES,COUNT[,SEED]
 //! ```
 //! `WORDS` are separated by commas (all optional): `ws=MIB` working set, `rate=PAGES_PER_S`,
 //! `verify=PAGES_PER_S`, `entropy=PERCENT` of random bytes in a page, `pattern=random|hot|sequential`
@@ -12,6 +13,8 @@
 //! Protocol, on TCP (a line every 20 ms) and on the serial device (every 100 ms), one line each:
 //! `COUNT n ERRORS e WRITES w SWEEPS s`. A line `VERIFY` sent to it is answered, after every page
 //! was recomputed, by `VERIFIED errors=e pages=p`. The count never falls while the program lives.
+//! On the serial device alone, `RUN COMMAND` runs a shell command and is answered by `RAN code` at its
+//! end: what a scenario does to its guest before the guest is saved.
 //!
 //! Standard library only: it is linked statically and runs from a bare initrd.
 //! Reading order: `main.rs`, `memory.rs`, `worker.rs`, `serve.rs`, `redis.rs`.
@@ -45,7 +48,13 @@ fn run(arguments: &[String]) -> Result<(), String> {
             let words = arguments.get(1).ok_or("fill-redis needs KEYS,BYTES")?;
             redis::fill(words)
         }
-        _ => Err("say `serve` or `fill-redis`".to_owned()),
+        Some("change-redis") => {
+            let words = arguments
+                .get(1)
+                .ok_or("change-redis needs KEYS,BYTES,COUNT")?;
+            redis::change(words)
+        }
+        _ => Err("say `serve`, `fill-redis` or `change-redis`".to_owned()),
     }
 }
 

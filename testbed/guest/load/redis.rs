@@ -1,4 +1,5 @@
-//! Fills redis with values of made-up words, all different, that compress like text.
+//! Fills redis with values of made-up words, all different, that compress like text, and changes
+//! some of them.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
@@ -11,29 +12,55 @@ const ADDRESS: &str = "127.0.0.1:6379";
 const CONNECT_TRIES_MAX: u32 = 200;
 const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Commands in flight before their answers are read.
-const BATCH: u64 = 500;
+const BATCH: u16 = 500;
 /// So many words let zstd level 1 shrink the guest to about a third.
 const VOCABULARY: u64 = 400;
 
+/// Value of a key that is set for the first time.
+const FIRST: u64 = 0;
+
 /// `words` is `KEYS,BYTES`: sets that many keys to values of that many bytes each.
 pub(crate) fn fill(words: &str) -> Result<(), String> {
-    let wrong = || format!("{words}: not KEYS,BYTES");
-    let (keys, bytes) = words.split_once(',').ok_or_else(wrong)?;
-    let keys = keys.parse::<u64>().map_err(|_| wrong())?;
-    let bytes = bytes
-        .parse::<usize>()
-        .map_err(|_| wrong())?
+    let [keys, bytes] = numbers(words).ok_or(format!("{words}: not KEYS,BYTES"))?;
+    set(keys, |place| (place, FIRST), bytes)
+}
+
+/// `words` is `KEYS,BYTES,COUNT` and perhaps `,SEED`: sets so many keys, chosen at random among
+/// those that [`fill`] made, to other values of that many bytes.
+pub(crate) fn change(words: &str) -> Result<(), String> {
+    let wrong = || format!("{words}: not KEYS,BYTES,COUNT[,SEED]");
+    let ([keys, bytes, count], seed) = match numbers(words) {
+        Some([keys, bytes, count, seed]) => ([keys, bytes, count], seed),
+        None => (numbers(words).ok_or_else(wrong)?, 1),
+    };
+    let drawn = |place: u64| mix(mix(seed) ^ place);
+    set(
+        count,
+        |place| ((drawn(place) >> 8) % keys.max(1), drawn(place)),
+        bytes,
+    )
+}
+
+fn numbers<const N: usize>(words: &str) -> Option<[u64; N]> {
+    let parsed: Result<Vec<u64>, _> = words.split(',').map(str::parse).collect();
+    parsed.ok()?.try_into().ok()
+}
+
+/// Sets `count` keys; `choose` gives each its number and the version of its value.
+fn set(count: u64, choose: impl Fn(u64) -> (u64, u64), bytes: u64) -> Result<(), String> {
+    let bytes = usize::try_from(bytes)
+        .unwrap_or(VALUE_BYTES_MAX)
         .min(VALUE_BYTES_MAX);
-    let stream = connect()?;
     let failed = |error: std::io::Error| format!("redis: {error}");
+    let mut stream = connect()?;
     let mut answers = BufReader::new(stream.try_clone().map_err(failed)?);
-    let mut stream = stream;
     let mut answer = String::new();
-    for first in (0..keys).step_by(500) {
-        let end = (first + BATCH).min(keys);
+    for first in (0..count).step_by(usize::from(BATCH)) {
+        let end = first.saturating_add(u64::from(BATCH)).min(count);
         let mut batch = String::new();
-        for key in first..end {
-            let (name, value) = (format!("key:{key}"), value(key, bytes));
+        for place in first..end {
+            let (key, version) = choose(place);
+            let (name, value) = (format!("key:{key}"), value(key, version, bytes));
             let (name_bytes, value_bytes) = (name.len(), value.len());
             write!(
                 batch,
@@ -53,10 +80,10 @@ pub(crate) fn fill(words: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Words of 3 to 10 letters from a fixed vocabulary, chosen by the key.
-fn value(key: u64, bytes: usize) -> String {
+/// Words of 3 to 10 letters from a fixed vocabulary, chosen by the key and its version.
+fn value(key: u64, version: u64, bytes: usize) -> String {
     let mut text = String::with_capacity(bytes + 16);
-    let mut state = mix(key ^ 0x0007_ed15);
+    let mut state = mix(key ^ 0x0007_ed15).wrapping_add(version);
     while text.len() < bytes {
         state = mix(state);
         // Small numbers come more often, as frequent words do in text.
@@ -95,13 +122,21 @@ fn pause(duration: Duration) {
 mod tests {
     use super::*;
 
+    #[test]
+    fn words_are_numbers() {
+        assert_eq!(numbers("250000,500"), Some([250_000, 500]));
+        assert_eq!(numbers::<3>("250000,500"), None);
+        assert_eq!(numbers::<2>("250000,many"), None);
+    }
+
     /// Values have the size asked for, are all different, and the same for the same key.
     #[test]
     fn values_are_distinct_text() {
         let values: std::collections::BTreeSet<String> =
-            (0..1000).map(|key| value(key, 200)).collect();
+            (0..1000).map(|key| value(key, FIRST, 200)).collect();
         assert_eq!(values.len(), 1000);
         assert!(values.iter().all(|value| value.len() == 200));
-        assert_eq!(value(7, 64), value(7, 64));
+        assert_eq!(value(7, FIRST, 64), value(7, FIRST, 64));
+        assert_ne!(value(7, FIRST, 64), value(7, 9, 64), "a change changes it");
     }
 }

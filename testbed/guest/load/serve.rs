@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,12 +59,27 @@ pub(crate) fn on_serial(
     });
     thread::spawn(move || {
         for line in BufReader::new(input).lines().map_while(Result::ok) {
-            if line.trim() == "VERIFY" {
+            let line = line.trim();
+            if line == "VERIFY" {
                 write_serial(&output, &verify(&demands));
+            } else if let Some(command) = line.strip_prefix("RUN ") {
+                // The counter goes on meanwhile; the next command waits.
+                write_serial(&output, &format!("RAN {}\n", run(command)));
             }
         }
     });
     Ok(())
+}
+
+/// Runs a shell command to its end; its exit code, or -1 where it had none.
+fn run(command: &str) -> i32 {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).stdin(Stdio::null());
+    shell
+        .status()
+        .ok()
+        .and_then(|status| status.code())
+        .unwrap_or(-1)
 }
 
 fn serve_stream(mut stream: TcpStream, counters: &Counters, demands: &Demands) -> io::Result<()> {

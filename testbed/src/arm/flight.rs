@@ -12,12 +12,16 @@ use super::ssh::Tunnel;
 use super::{Arm, Congestion};
 use crate::clock;
 use crate::guest::{Guest, Place};
-use crate::lab::{CLIENT_ADDRESS, Lab, set_congestion_control};
+use crate::host::Host;
+use crate::lab::{CLIENT_ADDRESS, CLOUD_ADDRESS, Lab, set_congestion_control};
 use crate::netns::PRIVATE;
 use crate::product::{self, Product, Running};
+use crate::stores::Stores;
 
 /// Where QEMU's own migration listens.
 const MIGRATION_PORT: u16 = 4444;
+/// The product's state directory in the private folder of a host.
+const STATE_DIR: &str = "state";
 /// UDP port of the product.
 const PRODUCT_PORT: u16 = 7117;
 /// From the target's RESUME to the end of the source's part.
@@ -28,12 +32,45 @@ const FINISH_MAX: Duration = Duration::from_secs(20);
 pub struct Sides<'a> {
     /// The lab they are in.
     pub lab: &'a Lab,
-    /// The guest at cloud.
+    /// Which way the guest goes.
+    pub way: Way,
+    /// The guest.
     pub source: &'a Guest,
-    /// The QEMU at client that waits for it.
+    /// The QEMU that waits for it.
     pub target: &'a Guest,
+    /// What both ends of the product have kept of the guest.
+    pub stores: Option<&'a Stores>,
+    /// A disk image that the target of the product knows, as that host sees it.
+    pub known: Option<&'a Path>,
     /// Program for `--hook`, as the hosts see it.
     pub hook: Option<PathBuf>,
+}
+
+/// Which way the guest goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way {
+    /// From cloud to client.
+    Out,
+    /// From client to cloud.
+    Back,
+}
+
+impl Way {
+    /// Host and its name at the source's side, then those at the target's.
+    pub fn ends(self, lab: &Lab) -> [(&Host, &'static str); 2] {
+        let (cloud, client) = ((&lab.cloud, "cloud"), (&lab.client, "client"));
+        match self {
+            Self::Out => [cloud, client],
+            Self::Back => [client, cloud],
+        }
+    }
+
+    fn target_address(self) -> &'static str {
+        match self {
+            Self::Out => CLIENT_ADDRESS,
+            Self::Back => CLOUD_ADDRESS,
+        }
+    }
 }
 
 /// A migration that is prepared, and then on its way.
@@ -52,9 +89,9 @@ pub enum Flight {
     Product {
         /// `send --disable`.
         disabled: Option<String>,
-        /// At client.
+        /// At the target.
         receive: Running,
-        /// At cloud, once it is started.
+        /// At the source, once it is started.
         send: Option<Running>,
     },
 }
@@ -65,7 +102,6 @@ impl Flight {
     /// # Errors
     /// When a part does not start.
     pub fn prepare(arm: &Arm, sides: &Sides<'_>) -> anyhow::Result<Self> {
-        let (cloud, client) = (&sides.lab.cloud, &sides.lab.client);
         match arm {
             Arm::Qemu {
                 method,
@@ -73,11 +109,12 @@ impl Flight {
                 congestion,
             } => {
                 set_congestion(sides, *congestion)?;
+                let [(source, _), (target, _)] = sides.way.ends(sides.lab);
                 let tunnel = match through_ssh {
                     true => Some(Box::new(Tunnel::open(
-                        cloud,
-                        client,
-                        CLIENT_ADDRESS,
+                        source,
+                        target,
+                        sides.way.target_address(),
                         MIGRATION_PORT,
                     )?)),
                     false => None,
@@ -88,21 +125,11 @@ impl Flight {
                     switched: false,
                 })
             }
-            Arm::Scaleaway { disabled } => {
-                let (cloud, client) = (at(Place::Host(cloud))?, at(Place::Host(client))?);
-                product::introduce(&cloud, &client)?;
-                let mut arguments = words(&["--listen", &format!("0.0.0.0:{PRODUCT_PORT}")]);
-                arguments.extend(words(&["--peer", "cloud"]));
-                arguments.extend(role_arguments(sides.target, &sides.hook));
-                let log = sides.lab.client.outside(&private("receive.log"));
-                let mut receive = client.start("receive", &arguments, &log)?;
-                receive.wait_listening()?;
-                Ok(Self::Product {
-                    disabled: disabled.clone(),
-                    receive,
-                    send: None,
-                })
-            }
+            Arm::Scaleaway { disabled } => Ok(Self::Product {
+                disabled: disabled.clone(),
+                receive: receive(sides)?,
+                send: None,
+            }),
         }
     }
 
@@ -117,22 +144,22 @@ impl Flight {
                 let host = if tunnel.is_some() {
                     "127.0.0.1"
                 } else {
-                    CLIENT_ADDRESS
+                    sides.way.target_address()
                 };
                 let dial = format!("tcp:{host}:{MIGRATION_PORT}");
                 native::start(sides.source, sides.target, *method, &listen, &dial)
             }
             Self::Product { disabled, send, .. } => {
-                let to = format!("{CLIENT_ADDRESS}:{PRODUCT_PORT}");
-                let mut arguments = words(&["--to", &to, "--peer", "client"]);
+                let [(source, _), (_, peer)] = sides.way.ends(sides.lab);
+                let to = format!("{}:{PRODUCT_PORT}", sides.way.target_address());
+                let mut arguments = words(&["--to", &to, "--peer", peer]);
                 arguments.extend(words(&["--downtime", &DOWNTIME_MS.to_string()]));
                 if let Some(stage) = disabled {
                     arguments.extend(words(&["--disable", stage]));
                 }
                 arguments.extend(role_arguments(sides.source, &sides.hook));
-                let cloud = at(Place::Host(&sides.lab.cloud))?;
-                let log = sides.lab.cloud.outside(&private("send.log"));
-                *send = Some(cloud.start("send", &arguments, &log)?);
+                let log = source.outside(&private("send.log"));
+                *send = Some(at(source)?.start("send", &arguments, &log)?);
                 Ok(())
             }
         }
@@ -206,7 +233,8 @@ impl Flight {
                         bail!("it ended with {code}: {}", last_line(running));
                     }
                 }
-                let path = sides.lab.cloud.outside(&private("product-report.json"));
+                let [(source, _), _] = sides.way.ends(sides.lab);
+                let path = source.outside(&private("product-report.json"));
                 let text = fs::read(&path).context("`send` wrote no report")?;
                 Ok(Some(
                     serde_json::from_slice(&text).context("the report is no JSON")?,
@@ -221,8 +249,35 @@ fn set_congestion(sides: &Sides<'_>, congestion: Congestion) -> anyhow::Result<(
     set_congestion_control(&sides.lab.client, congestion.name())
 }
 
-fn at(place: Place<'_>) -> anyhow::Result<Product<'_>> {
-    Ok(Product::new(place, &product::program()?, &private("state")))
+/// `receive` at the target, which listens, knows its peer and has what the scenario gives it.
+fn receive(sides: &Sides<'_>) -> anyhow::Result<Running> {
+    let [(_, peer), (target, _)] = sides.way.ends(sides.lab);
+    let (cloud, client) = (&sides.lab.cloud, &sides.lab.client);
+    match sides.stores {
+        // They know each other since they moved the guest.
+        Some(stores) => stores.give(cloud, client, &private(STATE_DIR))?,
+        None => product::introduce(&at(cloud)?, &at(client)?)?,
+    }
+    let product = at(target)?;
+    if let Some(image) = sides.known {
+        product.share_content(image, peer)?;
+    }
+    let mut arguments = words(&["--listen", &format!("0.0.0.0:{PRODUCT_PORT}")]);
+    arguments.extend(words(&["--peer", peer]));
+    arguments.extend(role_arguments(sides.target, &sides.hook));
+    let log = target.outside(&private("receive.log"));
+    let mut receive = product.start("receive", &arguments, &log)?;
+    receive.wait_listening()?;
+    Ok(receive)
+}
+
+fn at(host: &Host) -> anyhow::Result<Product<'_>> {
+    let program = product::program()?;
+    Ok(Product::new(
+        Place::Host(host),
+        &program,
+        &private(STATE_DIR),
+    ))
 }
 
 /// What both roles are given.

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 
-pub use flight::{Flight, Sides};
+pub use flight::{Flight, Sides, Way};
 pub use ssh::Tunnel;
 
 use native::Method;
@@ -65,6 +65,9 @@ impl Arm {
     }
 }
 
+/// What `scaleaway-no-STAGE` can go without.
+pub const STAGES: [&str; 7] = ["same", "zero", "copy", "known", "delta", "literal", "raw"];
+
 /// Names of QEMU's arms; each also with `-cubic`.
 pub const QEMU_ARMS: [(&str, Method, bool); 5] = [
     ("qemu-plain", Method::Plain, false),
@@ -82,6 +85,9 @@ impl FromStr for Arm {
             return Ok(Self::Scaleaway { disabled: None });
         }
         if let Some(stage) = name.strip_prefix("scaleaway-no-") {
+            if !STAGES.contains(&stage) {
+                bail!("no stage {stage}; there are {}", STAGES.join(", "));
+            }
             return Ok(Self::Scaleaway {
                 disabled: Some(stage.to_owned()),
             });
@@ -139,13 +145,16 @@ mod tests {
     /// Every arm's name is read and written alike.
     #[test]
     fn names() {
-        let mut names = vec!["scaleaway".to_owned(), "scaleaway-no-zero".to_owned()];
+        let mut names = vec!["scaleaway".to_owned()];
+        names.extend(STAGES.map(|stage| format!("scaleaway-no-{stage}")));
         for (name, _, _) in QEMU_ARMS {
             names.extend([name.to_owned(), format!("{name}-cubic")]);
         }
         for name in names {
             assert_eq!(name.parse::<Arm>().unwrap().to_string(), name);
         }
-        assert!("scaleaway2".parse::<Arm>().is_err() && "qemu-fast".parse::<Arm>().is_err());
+        for wrong in ["scaleaway2", "scaleaway-no-page", "qemu-fast"] {
+            assert!(wrong.parse::<Arm>().is_err(), "{wrong}");
+        }
     }
 }

@@ -16,7 +16,7 @@ const SSHD: &str = "/usr/sbin/sshd";
 const SSHD_PORT: u16 = 2222;
 const START_MAX: Duration = Duration::from_secs(15);
 
-/// sshd at the client, ssh at the cloud. Both end when this is dropped.
+/// sshd at the target, ssh at the source. Both end when this is dropped.
 #[derive(Debug)]
 pub struct Tunnel {
     ssh: Child,
@@ -24,40 +24,40 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// A tunnel from `port` at the cloud to the same port at the client.
+    /// A tunnel from `port` at the source to the same port at the target.
     ///
     /// # Errors
     /// When an end of it does not start.
-    pub fn open(cloud: &Host, client: &Host, address: &str, port: u16) -> anyhow::Result<Self> {
+    pub fn open(source: &Host, target: &Host, address: &str, port: u16) -> anyhow::Result<Self> {
         ensure!(
             Path::new(SSHD).exists(),
             "{SSHD} is missing: run testbed/setup.sh"
         );
-        let (cloud_files, client_files) = (files(cloud)?, files(client)?);
-        key(cloud, &cloud_files)?;
-        key(client, &client_files)?;
+        let (source_files, target_files) = (files(source)?, files(target)?);
+        key(source, &source_files)?;
+        key(target, &target_files)?;
         // What an administrator does once by hand: the keys are made known to each other.
         let public = |host: &Host, files: &Path| {
             fs::read_to_string(host.outside(&files.join("key.pub")))
                 .context("an ssh key is missing")
         };
         fs::write(
-            client.outside(&client_files.join("authorized_keys")),
-            public(cloud, &cloud_files)?,
+            target.outside(&target_files.join("authorized_keys")),
+            public(source, &source_files)?,
         )?;
-        let known = format!("[{address}]:{SSHD_PORT} {}", public(client, &client_files)?);
-        fs::write(cloud.outside(&cloud_files.join("known_hosts")), known)?;
+        let known = format!("[{address}]:{SSHD_PORT} {}", public(target, &target_files)?);
+        fs::write(source.outside(&source_files.join("known_hosts")), known)?;
 
         let mut sshd = start(
-            &mut sshd_command(client, &client_files),
-            client,
-            &client_files,
+            &mut sshd_command(target, &target_files),
+            target,
+            &target_files,
         )?;
-        let opened = wait_log(client, &client_files, "Server listening", &mut sshd)
+        let opened = wait_log(target, &target_files, "Server listening", &mut sshd)
             .context("sshd does not start");
         let ssh = opened.and_then(|()| {
-            let mut ssh = ssh_command(cloud, &cloud_files, address, port);
-            start(&mut ssh, cloud, &cloud_files)
+            let mut ssh = ssh_command(source, &source_files, address, port);
+            start(&mut ssh, source, &source_files)
         });
         let mut tunnel = match ssh {
             Ok(ssh) => Self { ssh, sshd },
@@ -67,8 +67,8 @@ impl Tunnel {
             }
         };
         wait_log(
-            cloud,
-            &cloud_files,
+            source,
+            &source_files,
             "Entering interactive session",
             &mut tunnel.ssh,
         )
@@ -110,10 +110,10 @@ fn key(host: &Host, files: &Path) -> anyhow::Result<()> {
     host.output(&mut command).map(drop)
 }
 
-fn sshd_command(client: &Host, files: &Path) -> Command {
+fn sshd_command(target: &Host, files: &Path) -> Command {
     // sshd wants a folder in /run, which is empty in a host.
     let script = "mkdir -p /run/sshd && exec \"$@\"";
-    let mut command = Place::Host(client).command("sh");
+    let mut command = Place::Host(target).command("sh");
     command.args(["-c", script, "sh", SSHD, "-D", "-e", "-f", "/dev/null"]);
     let option = |name: &str, value: String| format!("{name}={value}");
     for option in [
@@ -135,8 +135,8 @@ fn sshd_command(client: &Host, files: &Path) -> Command {
     command
 }
 
-fn ssh_command(cloud: &Host, files: &Path, address: &str, port: u16) -> Command {
-    let mut command = Place::Host(cloud).command("ssh");
+fn ssh_command(source: &Host, files: &Path, address: &str, port: u16) -> Command {
+    let mut command = Place::Host(source).command("ssh");
     command.args(["-v", "-N", "-T", "-F", "/dev/null"]);
     command.args([
         "-o",

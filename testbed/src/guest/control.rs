@@ -51,6 +51,8 @@ pub struct Control {
 struct Heard {
     samples: VecDeque<Counters>,
     verified: Option<Verified>,
+    /// Exit code of the last command.
+    ran: Option<i32>,
 }
 
 impl Control {
@@ -114,6 +116,31 @@ impl Control {
         ensure!(verified.pages > 0, "the guest's sweep looked at no page");
         Ok(verified)
     }
+
+    /// Runs a shell command in the guest, to its end.
+    ///
+    /// # Errors
+    /// When it does not end in time, or fails.
+    pub fn run(&self, command: &str, limit: Duration) -> anyhow::Result<()> {
+        ensure!(!command.contains('\n'), "a command is one line");
+        self.heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .ran = None;
+        (&self.stream)
+            .write_all(format!("RUN {command}\n").as_bytes())
+            .context("the guest's serial line is closed")?;
+        let what = format!("the end of `{command}` in the guest");
+        let code = clock::wait_until(&what, limit, || {
+            Ok(self
+                .heard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .ran)
+        })?;
+        ensure!(code == 0, "`{command}` ended with {code} in the guest");
+        Ok(())
+    }
 }
 
 impl Drop for Control {
@@ -136,6 +163,8 @@ fn hear(line: &str, heard: &Mutex<Heard>) {
         });
     } else if let Some(verified) = parse_verified(line) {
         heard.verified = Some(verified);
+    } else if let Some(code) = line.trim().strip_prefix("RAN ") {
+        heard.ran = code.parse().ok();
     }
 }
 

@@ -11,10 +11,11 @@ use rustix::fs::{FlockOperation, flock};
 use crate::progress::Progress;
 
 /// The recipe travels inside this program, so that the cache key and the files agree.
-const RECIPE: [(&str, &str); 8] = [
+const RECIPE: [(&str, &str); 9] = [
     ("build-image.sh", include_str!("../../guest/build-image.sh")),
     ("init", include_str!("../../guest/init")),
     ("service", include_str!("../../guest/service")),
+    ("use", include_str!("../../guest/use")),
     ("load/main.rs", include_str!("../../guest/load/main.rs")),
     ("load/memory.rs", include_str!("../../guest/load/memory.rs")),
     ("load/worker.rs", include_str!("../../guest/load/worker.rs")),

@@ -12,6 +12,7 @@
 mod control;
 mod image;
 mod machine;
+mod past;
 mod place;
 mod process;
 mod qmp;
@@ -20,8 +21,9 @@ mod state;
 
 pub use control::{Control, Counters, Verified};
 pub use image::Image;
-pub(crate) use image::cache_folder;
+pub(crate) use image::{cache_folder, lock};
 pub use machine::{Files, GUEST_ADDRESS, GUEST_MAC, GUEST_UUID, Load, MTU, Machine, Network, Ram};
+pub use past::{Past, Stay};
 pub use place::Place;
 pub use process::Guest;
 pub use qmp::{Event, Monitor};

@@ -10,12 +10,10 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 
 use super::image::{lock, short_key};
-use super::{Files, Guest, Image, Machine, Network, Place};
+use super::{Files, Guest, Image, Machine, Network, Past, Place};
 use crate::clock;
 use crate::progress::Progress;
 
-/// Time in which the guest settles after its start and its first fill.
-const WARM_UP: Duration = Duration::from_secs(3);
 const SAVE_MAX: Duration = Duration::from_secs(60);
 /// How much zstd level 1 shrinks a redis guest that is like a real one.
 const REDIS_RATIO: std::ops::RangeInclusive<f64> = 3.0..=3.5;
@@ -30,22 +28,45 @@ pub struct State {
 }
 
 impl State {
-    /// The state of such a machine: from the cache, else the guest is booted and saved now.
+    /// The state of such a machine after its start: from the cache, else the guest is booted and
+    /// saved now.
     ///
     /// # Errors
     /// When the guest does not boot or QEMU cannot save it.
     pub fn ready(image: &Image, machine: &Machine, progress: &Progress) -> anyhow::Result<Self> {
+        Self::after(image, machine, &Past::default(), progress)
+    }
+
+    /// The state of such a machine with such a past. A stay goes on from the state before it, which
+    /// is a state by itself: the one in which the guest left the cloud.
+    ///
+    /// # Errors
+    /// As [`State::ready`], or when a command of its past fails in the guest.
+    pub fn after(
+        image: &Image,
+        machine: &Machine,
+        past: &Past,
+        progress: &Progress,
+    ) -> anyhow::Result<Self> {
+        let before = match past.stay {
+            Some(_) => Some(Self::after(image, machine, &past.before_stay(), progress)?),
+            None => None,
+        };
         // RAM of either sort loads from the same state.
-        let key = short_key(&Machine {
+        let same = Machine {
             ram: Default::default(),
             ..machine.clone()
-        });
+        };
+        let key = short_key(&(same, past));
         let file = image.folder().join(format!("state-{key}.ram"));
         let _lock = lock(image.folder(), "state.lock")?;
         if !file.exists() {
-            progress.step("booting the guest once and saving its state");
             let work = image.folder().join(format!("state-{key}.work"));
-            let saved = save(image, machine, &work, &file);
+            let lived = match &before {
+                Some(before) => before.live_on(image, machine, past, &work, progress),
+                None => start(image, machine, past, &work, progress),
+            };
+            let saved = lived.and_then(|guest| save(guest, machine, &file));
             fs::remove_dir_all(&work).ok();
             saved?;
         }
@@ -57,7 +78,7 @@ impl State {
         &self.file
     }
 
-    /// Names the machine it belongs to.
+    /// Names the machine and the past that it belongs to.
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -68,6 +89,24 @@ impl State {
     /// # Errors
     /// When QEMU does not start or refuses the state.
     pub fn restore(
+        file: &Path,
+        place: Place<'_>,
+        files: &Files,
+        machine: &Machine,
+        network: &Network,
+        folder: &Path,
+    ) -> anyhow::Result<Guest> {
+        let guest = Self::restore_paused(file, place, files, machine, network, folder)?;
+        // A state of a stopped guest stays paused after loading.
+        guest.monitor().execute("cont", &json!({}))?;
+        Ok(guest)
+    }
+
+    /// The same, but the guest does not run yet.
+    ///
+    /// # Errors
+    /// As [`State::restore`].
+    pub fn restore_paused(
         file: &Path,
         place: Place<'_>,
         files: &Files,
@@ -87,16 +126,41 @@ impl State {
         })?;
         // With it on, QEMU refuses to migrate to anything but a file.
         monitor.set_capabilities(&[("mapped-ram", false)])?;
-        // A state of a stopped guest stays paused after loading.
-        monitor.execute("cont", &json!({}))?;
+        Ok(guest)
+    }
+
+    fn live_on(
+        &self,
+        image: &Image,
+        machine: &Machine,
+        past: &Past,
+        work: &Path,
+        progress: &Progress,
+    ) -> anyhow::Result<Guest> {
+        let stay = past.stay.as_ref().context("there is no stay")?;
+        progress.step(&format!("the guest's stay, {} s, once", stay.seconds));
+        let (files, network) = (image.into(), Network::Nothing);
+        let guest = Self::restore(&self.file, Place::Here, &files, machine, &network, work)?;
+        stay.live(&guest.control()?)?;
         Ok(guest)
     }
 }
 
-fn save(image: &Image, machine: &Machine, work: &Path, file: &Path) -> anyhow::Result<()> {
+fn start(
+    image: &Image,
+    machine: &Machine,
+    past: &Past,
+    work: &Path,
+    progress: &Progress,
+) -> anyhow::Result<Guest> {
+    progress.step("booting the guest once and saving its state");
     let guest = Guest::boot(Place::Here, image, machine, work)?;
     guest.wait_ready()?;
-    clock::pause(WARM_UP);
+    past.warm_up(&guest.control()?)?;
+    Ok(guest)
+}
+
+fn save(guest: Guest, machine: &Machine, file: &Path) -> anyhow::Result<()> {
     let monitor = guest.monitor();
     monitor.execute("stop", &json!({}))?;
     monitor.set_capabilities(&[("mapped-ram", true)])?;

@@ -18,6 +18,8 @@ use crate::overlay::{Overlay, TAP};
 use crate::progress::Progress;
 use crate::report::{MigrationRun, Outcome};
 use crate::scenario::Scenario;
+use crate::sparse;
+use crate::stores::Stores;
 use crate::wan::WanCounters;
 
 /// The guest is observed for so long before the start.
@@ -42,6 +44,8 @@ pub(super) struct Setting<'a> {
     pub(super) place: (usize, usize),
     pub(super) image: &'a Image,
     pub(super) state: &'a State,
+    /// What both ends of the product have kept of the guest.
+    pub(super) stores: Option<&'a Stores>,
     /// Where the run's logs are kept.
     pub(super) logs: PathBuf,
     pub(super) keep: bool,
@@ -108,12 +112,16 @@ fn in_lab(
 ) -> anyhow::Result<MigrationRun> {
     let program = std::env::current_exe().context("where is this program?")?;
     let overlay = Overlay::join(lab, GUEST_MAC, &program)?;
-    progress.step(&format!("{name}: loading the guest's saved state at cloud"));
+    progress.step(&format!("{name}: loading the guest's saved state"));
     let (source, target) = guests(setting, lab)?;
     let control = source.control()?;
     let watch = Watch::start(lab, &program)?;
+    let disk = disk();
     let sides = Sides {
         lab,
+        way: setting.scenario.way(),
+        stores: setting.stores,
+        known: setting.scenario.known.then_some(disk.as_path()),
         source: &source,
         target: &target,
         hook: Some(overlay.hook()),
@@ -195,33 +203,31 @@ fn delivered(counters: &WanCounters) -> u64 {
     counters.wire_bytes_delivered()
 }
 
-/// The warmed-up guest at cloud and a QEMU that waits for it at client.
+/// The guest's disk as its host sees it.
+fn disk() -> PathBuf {
+    Path::new(PRIVATE).join("disk.img")
+}
+
+/// The warmed-up guest at its source and a QEMU that waits for it at the target.
 fn guests(setting: &Setting<'_>, lab: &Lab) -> anyhow::Result<(Guest, Guest)> {
     let machine = &setting.scenario.machine;
     let folder = Path::new(PRIVATE).join("guest");
-    let mut files = Vec::new();
-    for host in [&lab.cloud, &lab.client] {
-        let disk = Path::new(PRIVATE).join("disk.img");
+    let [(source, _), (target, _)] = setting.scenario.way().ends(lab);
+    for host in [source, target] {
         if machine.debian {
-            copy_sparse(&setting.image.disk(), &host.outside(&disk))?;
+            sparse::copy(&setting.image.disk(), &host.outside(&disk()))?;
         }
-        files.push(Files {
-            disk,
-            ..setting.image.into()
-        });
     }
+    let files = Files {
+        disk: disk(),
+        ..setting.image.into()
+    };
     let network = Network::Tap(TAP.to_owned());
-    let target = Guest::incoming(
-        Place::Host(&lab.client),
-        &files[1],
-        machine,
-        &network,
-        &folder,
-    )?;
+    let target = Guest::incoming(Place::Host(target), &files, machine, &network, &folder)?;
     let source = State::restore(
         setting.state.file(),
-        Place::Host(&lab.cloud),
-        &files[0],
+        Place::Host(source),
+        &files,
         machine,
         &network,
         &folder,
@@ -295,17 +301,6 @@ fn fly(
         Err(error) => ended.reason = Some(format!("it arrived, but: {error:#}")),
     }
     ended
-}
-
-/// Holes stay holes: the image has a third of its size in data.
-fn copy_sparse(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let status = std::process::Command::new("cp")
-        .args(["--reflink=auto", "--sparse=always", "--"])
-        .args([from, to])
-        .status()
-        .context("cannot run cp")?;
-    anyhow::ensure!(status.success(), "cannot copy {}: {status}", from.display());
-    Ok(())
 }
 
 /// Copies the small files of both hosts: logs, consoles, reports.

@@ -15,6 +15,7 @@ use crate::lab::{Lab, LabOptions};
 use crate::progress::Progress;
 use crate::report::{self, Document, Folder, MigrationRun, Outcome};
 use crate::scenario::Scenario;
+use crate::stores::Stores;
 use crate::wan::LinkJson;
 
 /// What `testbed run` was asked for.
@@ -47,7 +48,16 @@ pub fn migration(
         None => Folder::new(&scenario.name)?,
     };
     let image = Image::ready(progress)?;
-    let state = State::ready(&image, &scenario.machine, progress)?;
+    let (machine, past) = (&scenario.machine, &scenario.past);
+    let state = State::after(&image, machine, past, progress)?;
+    let of_product = arms.iter().any(|arm| matches!(arm, Arm::Scaleaway { .. }));
+    let stores = match past.stay {
+        Some(_) if of_product => {
+            let left = State::after(&image, machine, &past.before_stay(), progress)?;
+            Some(Stores::ready(&image, machine, &left, progress)?)
+        }
+        _ => None,
+    };
     let mut document = Document {
         schema: 1,
         kind: "migration".to_owned(),
@@ -72,6 +82,7 @@ pub fn migration(
                 place: (document.runs.len() + 1, all),
                 image: &image,
                 state: &state,
+                stores: stores.as_ref(),
                 logs: folder.logs(&name, repeat),
                 keep: options.keep,
             };
