@@ -1,5 +1,16 @@
-//! Images on disk. Today: the source's shadow of pages that are announced and not sent yet.
+//! What is kept on disk: the source's shadow of pages that are announced and not sent yet, and the
+//! checkpoints, replicas of the image as the peer last had it, that make the next move cheap.
+//! docs/store.md has layout, crash rules and budgets.
 
+mod checkpoint;
+mod ranges;
+mod replica;
 mod shadow;
+mod whole_file;
 
+pub use checkpoint::{
+    CheckpointError, Checkpoints, Limits, Meta, Opening, Role, Settled, State, Stored, Usage,
+};
+pub use ranges::{BasisKey, RangeHashes};
+pub use replica::ReplicaFile;
 pub use shadow::Shadow;

@@ -1,0 +1,59 @@
+//! Removal: guest memory is overwritten before its file goes. (On a disk that writes elsewhere, as
+//! flash and copy-on-write file systems do, that is no proof; see docs/store.md.)
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{OFlags, SeekFrom};
+
+use super::IMAGE;
+use crate::store::replica::write_zeros;
+
+/// Wipes and removes a checkpoint's folder, which the caller has locked, and the VM's when it was
+/// the last in it.
+pub(super) fn remove_folder(folder: &Path) -> io::Result<()> {
+    remove_image(&folder.join(IMAGE))?;
+    for entry in fs::read_dir(folder)? {
+        fs::remove_file(entry?.path())?;
+    }
+    fs::remove_dir(folder)?;
+    if let Some(vm) = folder.parent() {
+        match fs::remove_dir(vm) {
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Overwrites the data of an image with zeros and removes it. Torn in the middle it is an image with
+/// more zeros, which is as good as any.
+pub(super) fn remove_image(path: &Path) -> io::Result<()> {
+    let opened = OpenOptions::new()
+        .write(true)
+        .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0))
+        .open(path);
+    let image = match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // A link in its place is removed, not followed.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return fs::remove_file(path);
+        }
+        opened => opened?,
+    };
+    let mut at = 0;
+    loop {
+        let begin = match rustix::fs::seek(&image, SeekFrom::Data(at)) {
+            Ok(begin) => begin,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(&image, SeekFrom::Hole(begin))?;
+        write_zeros(&image, begin, end - begin)?;
+        at = end;
+    }
+    image.sync_data()?;
+    fs::remove_file(path)
+}
