@@ -91,7 +91,7 @@ fn batches(class: &Class, count: usize) -> Vec<bytes::Bytes> {
     encoder.header(1).put(&mut stream);
     for _ in 0..count {
         encoder
-            .encode(&taken(), &Still::new(class), &mut stream)
+            .encode(&taken(), &Sources::of(&Still::new(class)), &mut stream)
             .expect("memory for zstd");
     }
     let mut framer = LaneFramer::new();
@@ -130,7 +130,7 @@ fn encode(criterion: &mut Criterion) {
             Disable {
                 same: true,
                 literal: true,
-                zero: false,
+                ..Disable::default()
             },
         ),
         ("same", Disable::default()),
@@ -145,7 +145,7 @@ fn encode(criterion: &mut Criterion) {
                 bencher.iter(|| {
                     out.clear();
                     encoder
-                        .encode(&taken, &contents, &mut out)
+                        .encode(&taken, &Sources::of(&contents), &mut out)
                         .expect("memory for zstd")
                 });
             });
@@ -165,7 +165,7 @@ fn encode(criterion: &mut Criterion) {
                 bencher.iter(|| {
                     out.clear();
                     encoder
-                        .encode(&taken, &contents, &mut out)
+                        .encode(&taken, &Sources::of(&contents), &mut out)
                         .expect("memory for zstd")
                 });
             });

@@ -10,8 +10,8 @@ use super::encode::{count, measure};
 use super::hash::DerivedKey;
 use super::literal::{BadFrame, Unpacker};
 use super::{
-    BatchStats, Layout, LedgerPart, PAGE_SIZE, PageAddress, PageHash, PageHasher, RANGE_PAGES,
-    Sink, zero,
+    BatchStats, Layout, LedgerPart, PAGE_SIZE, PageAddress, PageHash, PageHasher, PageRun,
+    RANGE_PAGES, Sink, zero,
 };
 use crate::wire::limits::{BATCH_MAX_PAGES, BATCH_MAX_RECORDS};
 use crate::wire::{LANE_FRAME_HEAD_BYTES, LaneHeader};
@@ -104,12 +104,15 @@ pub enum DecodeError {
 }
 
 /// What one batch did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Pages and bytes by encoding.
     pub stats: BatchStats,
     /// Pages left out because the ledger had a later version.
     pub old_pages: u64,
+    /// Pages of a batch whose references did not resolve: nothing of it was applied, and its pages
+    /// must come again. At most one run for each record.
+    pub missing: Vec<PageRun>,
 }
 
 /// One lane's decoder with its part of the ledger: the only owner of the lane's ranges (S6).
@@ -232,7 +235,11 @@ impl LaneDecoder {
             literal_bytes,
             body.len() + LANE_FRAME_HEAD_BYTES,
         );
-        Ok(Applied { stats, old_pages })
+        Ok(Applied {
+            stats,
+            old_pages,
+            missing: Vec::new(),
+        })
     }
 
     /// Reads the records: existing pages of this lane, ascending.

@@ -15,7 +15,8 @@ use super::hash::DerivedKey;
 use super::literal::{LEVEL_DEFAULT, Packer};
 use super::stats::Amount;
 use super::{
-    BatchStats, Contents, LedgerPart, PAGE_SIZE, PageAddress, PageHash, PageHasher, Taken,
+    BatchStats, Contents, CopyIndex, KnownTable, LedgerPart, PAGE_SIZE, PageAddress, PageHash,
+    PageHasher, Replica, Taken,
 };
 use super::{length_u16, length_u32, raw, same, zero};
 use crate::wire::limits::{BATCH_MAX_PAGES, BATCH_MAX_RECORDS};
@@ -28,13 +29,21 @@ pub struct Disable {
     pub same: bool,
     /// Send zero pages as content.
     pub zero: bool,
+    /// Send content again that another page has.
+    pub copy: bool,
+    /// Send content that the target holds outside the image.
+    pub known: bool,
+    /// Send changed pages as a whole.
+    pub delta: bool,
     /// Send everything uncompressed.
     pub literal: bool,
+    /// Compress even what looks random.
+    pub raw: bool,
 }
 
 /// A name that is no stage which can be switched off.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no stage named {0:?}; known are same, zero, literal")]
+#[error("no stage named {0:?}; known are same, zero, copy, known, delta, literal, raw")]
 pub struct UnknownStage(pub String);
 
 impl Disable {
@@ -46,10 +55,50 @@ impl Disable {
         match stage {
             "same" => self.same = true,
             "zero" => self.zero = true,
+            "copy" => self.copy = true,
+            "known" => self.known = true,
+            "delta" => self.delta = true,
             "literal" => self.literal = true,
+            "raw" => self.raw = true,
             _ => return Err(UnknownStage(stage.into())),
         }
         Ok(())
+    }
+}
+
+/// What an encoder may draw on for one call.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// The pages as they are.
+    pub contents: &'a dyn Contents,
+    /// The pages as last sent: bases of deltas. What is sent is written there.
+    pub replica: Option<&'a dyn Replica>,
+    /// Content that the target has in the image; `None` in the last round (S10). Every lane adds
+    /// to it what it sends.
+    pub copies: Option<&'a CopyIndex>,
+    /// Content that the target has outside the image; `None` in the last round (S10).
+    pub known: Option<&'a KnownTable>,
+}
+
+impl<'a> Sources<'a> {
+    /// Nothing but the pages themselves.
+    pub fn of(contents: &'a dyn Contents) -> Self {
+        Self {
+            contents,
+            replica: None,
+            copies: None,
+            known: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Sources<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources")
+            .field("replica", &self.replica.is_some())
+            .field("copies", &self.copies.is_some())
+            .field("known", &self.known.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -87,8 +136,8 @@ enum Form {
 }
 
 impl LaneEncoder {
-    /// An encoder that continues a ledger part; its next batch gets the number `next_seq`, which
-    /// is 1 at first and is never used twice for one ledger.
+    /// An encoder that continues a ledger part; its next batch gets the number `next_seq`, which is
+    /// [`FIRST_SEQ`](super::FIRST_SEQ) at first and is never used twice for one ledger.
     ///
     /// # Errors
     /// When zstd has no memory for a context.
@@ -126,6 +175,11 @@ impl LaneEncoder {
         }
     }
 
+    /// Number of the latest batch; one below the first before there was any.
+    pub fn last_seq(&self) -> u32 {
+        self.next_seq.saturating_sub(1)
+    }
+
     /// The ledger part: what was sent.
     pub fn ledger(&self) -> &LedgerPart {
         &self.ledger
@@ -156,7 +210,7 @@ impl LaneEncoder {
     pub fn encode(
         &mut self,
         taken: &[Taken],
-        contents: &dyn Contents,
+        sources: &Sources<'_>,
         out: &mut BytesMut,
     ) -> io::Result<BatchStats> {
         let mut stats = BatchStats::default();
@@ -167,7 +221,7 @@ impl LaneEncoder {
             if descends || slots_full || self.entries.len() == BATCH_MAX_RECORDS {
                 self.finish(out, &mut stats)?;
             }
-            match self.stage(page, contents)? {
+            match self.stage(page, sources.contents)? {
                 Some(entry) => self.entries.push(entry),
                 None => stats.same.pages += 1,
             }
@@ -202,11 +256,12 @@ impl LaneEncoder {
             self.hasher.hash(copy)
         };
         if !self.disable.same && same::is_same(&self.ledger, at, hash) {
+            self.ledger.confirm(at);
             return Ok(None);
         }
         let form = if is_zero && !self.disable.zero {
             Form::Zero
-        } else if self.disable.literal || raw::looks_random(copy) {
+        } else if self.disable.literal || (!self.disable.raw && raw::looks_random(copy)) {
             self.raw_pages += 1;
             let back = BATCH_MAX_PAGES - self.raw_pages;
             self.slots

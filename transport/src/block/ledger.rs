@@ -1,6 +1,8 @@
 //! What was last sent (source) or applied (target) for every page, and the root over all of it.
 //!
-//! A page that was never announced has no entry. Entries are stored per range and only for ranges
+//! A page that was neither announced nor seeded has no entry. Versions are 1 for a page that both
+//! sides seeded from an earlier attempt, 2 for one that was then announced with that content, and from
+//! [`FIRST_SEQ`] on the number of the batch that brought it. Entries are stored per range and only for ranges
 //! that have one: about 20 bytes per page. Each range keeps the digest of its entries until one
 //! changes, so a root after a round costs only the ranges that the round touched.
 
@@ -8,6 +10,13 @@ use std::sync::Arc;
 
 use super::hash::DerivedKey;
 use super::{LANES, Layout, PageAddress, PageHash, RANGE_PAGES, Root, index};
+
+/// Number of a lane's first batch.
+pub const FIRST_SEQ: u32 = 3;
+/// Version of a page that both sides held before the attempt.
+const SEEDED: u32 = 1;
+/// Version of such a page after QEMU announced it with the same content.
+const CONFIRMED: u32 = 2;
 
 const SLOTS: usize = RANGE_PAGES as usize;
 
@@ -72,7 +81,7 @@ struct RangeEntries {
     digest: Option<[u8; 32]>,
 }
 
-/// One page. Version 0 stands for never announced; batches are counted from 1.
+/// One page. Version 0 stands for no entry; the hash then says whether there was one.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     hash: [u8; 16],
@@ -81,6 +90,10 @@ struct Entry {
 
 const NEVER: Entry = Entry {
     hash: [0; 16],
+    version: 0,
+};
+const FORGOTTEN: Entry = Entry {
+    hash: [0xff; 16],
     version: 0,
 };
 
@@ -106,12 +119,12 @@ impl LedgerPart {
         &self.layout
     }
 
-    /// Number of pages that were announced.
+    /// Number of pages that have an entry.
     pub fn announced_pages(&self) -> u64 {
         self.announced
     }
 
-    /// Hash and version of a page, `None` when it was never announced.
+    /// Hash and version of a page, `None` when it has no entry.
     ///
     /// # Panics
     /// When the page is not in this lane.
@@ -119,6 +132,57 @@ impl LedgerPart {
         let (nth, slot) = self.place(at);
         let entry = self.ranges[nth].as_ref()?.entries[slot];
         (entry.version > 0).then_some((PageHash(entry.hash), entry.version))
+    }
+
+    /// Both sides hold this content of the page since before the attempt.
+    ///
+    /// # Panics
+    /// When the page is not in this lane.
+    pub fn seed(&mut self, at: PageAddress, hash: PageHash) {
+        self.set(at, hash, SEEDED);
+    }
+
+    /// A seeded page was announced with the content that it was seeded with.
+    ///
+    /// # Panics
+    /// When the page is not in this lane.
+    pub fn confirm(&mut self, at: PageAddress) {
+        let (nth, slot) = self.place(at);
+        if let Some(range) = &mut self.ranges[nth]
+            && range.entries[slot].version == SEEDED
+        {
+            range.entries[slot].version = CONFIRMED;
+        }
+    }
+
+    /// The other side does not hold what was sent for the page. It has no entry from here on, and
+    /// [`is_forgotten`](Self::is_forgotten) until it gets one.
+    ///
+    /// # Panics
+    /// When the page is not in this lane.
+    pub fn forget(&mut self, at: PageAddress) {
+        let (nth, slot) = self.place(at);
+        let Some(range) = &mut self.ranges[nth] else {
+            return;
+        };
+        if range.entries[slot].version > 0 {
+            range.announced -= 1;
+            self.announced -= 1;
+            range.digest = None;
+            range.entries[slot] = FORGOTTEN;
+        }
+    }
+
+    /// Whether the page's entry was taken back: it must go without a reference.
+    ///
+    /// # Panics
+    /// When the page is not in this lane.
+    pub fn is_forgotten(&self, at: PageAddress) -> bool {
+        let (nth, slot) = self.place(at);
+        self.ranges[nth].as_ref().is_some_and(|range| {
+            let entry = range.entries[slot];
+            entry.version == 0 && entry.hash == FORGOTTEN.hash
+        })
     }
 
     /// Announces a page's content as of a version.
@@ -149,16 +213,26 @@ impl LedgerPart {
         };
     }
 
-    /// Announced pages in ascending order of each block's ranges in this lane.
+    /// Pages with an entry in ascending order of each block's ranges in this lane.
     pub fn iter(&self) -> impl Iterator<Item = (PageAddress, PageHash)> {
+        self.iter_from(SEEDED)
+    }
+
+    /// [`iter`](Self::iter) without the pages that were seeded and never announced: QEMU may have
+    /// given them back, so that memory need not hold what the ledger says (S10).
+    pub fn iter_announced(&self) -> impl Iterator<Item = (PageAddress, PageHash)> {
+        self.iter_from(CONFIRMED)
+    }
+
+    fn iter_from(&self, version: u32) -> impl Iterator<Item = (PageAddress, PageHash)> {
         (0_u32..)
             .zip(&self.ranges)
             .filter_map(|(nth, range)| Some((nth, range.as_ref()?)))
-            .flat_map(|(nth, range)| {
+            .flat_map(move |(nth, range)| {
                 let first = self.layout.lane_range(self.lane, nth).first;
                 (0_u32..)
                     .zip(&range.entries)
-                    .filter(|(_, entry)| entry.version > 0)
+                    .filter(move |(_, entry)| entry.version >= version)
                     .map(move |(page, entry)| {
                         let at = PageAddress {
                             block: first.block,
@@ -316,6 +390,41 @@ mod tests {
         parts[0].set(at(0, 1), PageHash([1; 16]), 3);
         assert_ne!(announced, root(&plain, &parts));
         assert_ne!(announced, Ledger::root(&plain, &parts.each_ref(), &[2; 32]));
+    }
+
+    /// The life of a page that both sides held before: seeded, confirmed, sent, taken back.
+    #[test]
+    fn seeds_are_announced_apart() {
+        let layout = layout("ram");
+        let mut parts = Ledger::split(&layout, &[1; 32]);
+        let empty = root(&layout, &parts);
+        let part = &mut parts[0];
+        let hash = PageHash([7; 16]);
+        part.seed(at(0, 7), hash);
+        part.seed(at(0, 8), hash);
+        part.confirm(at(0, 8));
+        part.confirm(at(0, 9));
+        assert_eq!(part.get(at(0, 7)), Some((hash, 1)));
+        assert_eq!(part.get(at(0, 8)), Some((hash, 2)));
+        assert_eq!(part.get(at(0, 9)), None);
+        assert_eq!(part.iter().count(), 2);
+        assert_eq!(
+            part.iter_announced().collect::<Vec<_>>(),
+            [(at(0, 8), hash)]
+        );
+        part.set(at(0, 7), hash, FIRST_SEQ);
+        part.confirm(at(0, 7));
+        assert_eq!(part.get(at(0, 7)), Some((hash, FIRST_SEQ)));
+
+        part.refresh();
+        part.forget(at(0, 7));
+        part.forget(at(0, 8));
+        part.forget(at(0, 10));
+        assert_eq!(part.announced_pages(), 0);
+        assert!(part.is_forgotten(at(0, 7)) && !part.is_forgotten(at(0, 10)));
+        assert_eq!(root(&layout, &parts), empty);
+        parts[0].set(at(0, 7), hash, FIRST_SEQ);
+        assert!(!parts[0].is_forgotten(at(0, 7)));
     }
 
     /// Entries come back in order with what was set.

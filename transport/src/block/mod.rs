@@ -38,11 +38,11 @@
 //!
 //! let dirty = DirtySet::new(Arc::clone(&layout));
 //! dirty.mark_data(PageAddress { block: BlockId(0), page: 0 });
-//! let mut encoder = LaneEncoder::new(part(), &key, 1, Disable::default())?;
+//! let mut encoder = LaneEncoder::new(part(), &key, FIRST_SEQ, Disable::default())?;
 //! let mut stream = bytes::BytesMut::new();
 //! encoder.header(incarnation).put(&mut stream);
 //! let taken = dirty.take(&mut LaneCursor::new(lane), 64);
-//! encoder.encode(&taken, &source, &mut stream)?;
+//! encoder.encode(&taken, &Sources::of(&source), &mut stream)?;
 //!
 //! let mut decoder = LaneDecoder::new(part(), &key, incarnation)?;
 //! let mut framer = LaneFramer::new();
@@ -63,10 +63,12 @@
 //! ledger.
 
 mod batch;
+mod copy;
 mod decode;
 mod dirty;
 mod encode;
 mod hash;
+mod known;
 mod layout;
 mod ledger;
 mod literal;
@@ -75,12 +77,14 @@ mod same;
 mod stats;
 mod zero;
 
+pub use copy::CopyIndex;
 pub use decode::{Applied, DecodeError, LaneDecoder};
 pub use dirty::{DirtySet, LaneCursor, Taken};
-pub use encode::{Disable, LaneEncoder, UnknownStage};
+pub use encode::{Disable, LaneEncoder, Sources, UnknownStage};
 pub use hash::PageHasher;
+pub use known::KnownTable;
 pub use layout::{Layout, LayoutError, RangeSpan};
-pub use ledger::{Ledger, LedgerPart};
+pub use ledger::{FIRST_SEQ, Ledger, LedgerPart};
 pub use literal::LEVEL_DEFAULT;
 pub use stats::{Amount, BatchStats};
 

@@ -13,7 +13,9 @@ fn batch_wire_format() {
     let mut out = BytesMut::new();
     let mut encoder = encoder(0, Disable::default());
     encoder.header(INCARNATION).put(&mut out);
-    encoder.encode(&data(1..4), &source, &mut out).unwrap();
+    encoder
+        .encode(&data(1..4), &Sources::of(&source), &mut out)
+        .unwrap();
     transport::wire::put_mark(&mut out, 5);
 
     #[rustfmt::skip]
@@ -66,7 +68,7 @@ fn literal_frame_is_zstd() {
     source.write(ram(1), text_page(2));
     let mut out = BytesMut::new();
     encoder(0, Disable::default())
-        .encode(&data(0..2), &source, &mut out)
+        .encode(&data(0..2), &Sources::of(&source), &mut out)
         .unwrap();
     let body = bodies(&out).remove(0);
     assert_eq!(body[26..35], [6, 0, 0, 0, 0, 0, 0, 0, 2]);

@@ -22,7 +22,9 @@ fn page_classes_get_their_encodings() {
     }));
     let mut encoder = encoder(0, Disable::default());
     let mut out = BytesMut::new();
-    let stats = encoder.encode(&taken, &memory, &mut out).unwrap();
+    let stats = encoder
+        .encode(&taken, &Sources::of(&memory), &mut out)
+        .unwrap();
     assert_eq!(stats.literal.pages, 16);
     assert_eq!(
         stats.raw,
@@ -44,7 +46,9 @@ fn page_classes_get_their_encodings() {
 
     // Nothing changed: nothing is sent.
     let mut out = BytesMut::new();
-    let stats = encoder.encode(&taken, &memory, &mut out).unwrap();
+    let stats = encoder
+        .encode(&taken, &Sources::of(&memory), &mut out)
+        .unwrap();
     assert_eq!((stats.same.pages, stats.batches, out.len()), (142, 0, 0));
 }
 
@@ -68,7 +72,9 @@ fn stages_can_be_switched_off() {
         let mut applied = BatchStats::default();
         for _ in 0..2 {
             let mut out = BytesMut::new();
-            sum += encoder.encode(&taken, &memory, &mut out).unwrap();
+            sum += encoder
+                .encode(&taken, &Sources::of(&memory), &mut out)
+                .unwrap();
             for body in bodies(&out) {
                 applied += decoder.apply(&body, &mut target).unwrap().stats;
             }
@@ -85,8 +91,8 @@ fn stages_can_be_switched_off() {
     check(&["literal"], [3, 2, 0, 1]);
     check(&["same", "zero", "literal"], [0, 0, 0, 6]);
     assert_eq!(
-        Disable::default().add("delta"),
-        Err(UnknownStage("delta".into()))
+        Disable::default().add("magic"),
+        Err(UnknownStage("magic".into()))
     );
 }
 
@@ -104,7 +110,7 @@ fn literal_that_does_not_shrink_goes_raw() {
     let mut out = BytesMut::new();
     let taken = data(0..5);
     let stats = encoder(0, Disable::default())
-        .encode(&taken, &memory, &mut out)
+        .encode(&taken, &Sources::of(&memory), &mut out)
         .unwrap();
     assert_eq!((stats.literal.pages, stats.raw.pages), (0, 5));
     assert_eq!(stats.raw.bytes, 9 + 5 * 4096, "one run");
@@ -139,7 +145,7 @@ fn large_takes_become_several_batches() {
             }),
     );
     let stats = encoder(0, Disable::default())
-        .encode(&taken, &memory, &mut out)
+        .encode(&taken, &Sources::of(&memory), &mut out)
         .unwrap();
     let bodies = bodies(&out);
     assert_eq!(stats.batches, bodies.len() as u64);
@@ -190,7 +196,7 @@ proptest! {
         stages in any::<[bool; 3]>(),
     ) {
         let layout = layout();
-        let disable = Disable { same: stages[0], zero: stages[1], literal: stages[2] };
+        let disable = Disable { same: stages[0], zero: stages[1], literal: stages[2], ..Disable::default() };
         let dirty = DirtySet::new(layout.clone());
         let mut source = Memory::default();
         let mut target = Memory::default();
@@ -213,7 +219,7 @@ proptest! {
                 let mut out = BytesMut::new();
                 while dirty.lane_dirty(lane) > 0 {
                     let taken = dirty.take(&mut cursors[lane], max_pages);
-                    encoders[lane].encode(&taken, &source, &mut out).unwrap();
+                    encoders[lane].encode(&taken, &Sources::of(&source), &mut out).unwrap();
                 }
                 for bytes in out.chunks(piece) {
                     framers[lane].push(bytes);
@@ -234,7 +240,7 @@ proptest! {
 
 fn announce(source: &mut Memory, dirty: &DirtySet, at: PageAddress, change: &Change) {
     let mut content = [0; PAGE_SIZE];
-    source.read(at, &mut content).unwrap();
+    Contents::read(source, at, &mut content).unwrap();
     match *change {
         Change::Zero => content.fill(0),
         Change::Text(seed) => content = text_page(seed),

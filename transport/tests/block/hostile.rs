@@ -166,7 +166,7 @@ fn any_changed_bit_is_found() {
     source.write(ram(1), random_page(1));
     let mut out = BytesMut::new();
     encoder(0, Disable::default())
-        .encode(&data(0..4), &source, &mut out)
+        .encode(&data(0..4), &Sources::of(&source), &mut out)
         .unwrap();
     let body = bodies(&out).remove(0);
     // Every bit of head, records and frame; the raw page by its ends.
@@ -194,10 +194,14 @@ fn numbers_do_not_wrap() {
     let mut decoder = LaneDecoder::new(part(0), &KEY, INCARNATION).unwrap();
     decoder.open(&encoder.header(INCARNATION)).unwrap();
     let mut out = BytesMut::new();
-    encoder.encode(&data([1]), &source, &mut out).unwrap();
+    encoder
+        .encode(&data([1]), &Sources::of(&source), &mut out)
+        .unwrap();
     let body = bodies(&out).remove(0);
     decoder.apply(&body, &mut Memory::default()).unwrap();
-    let error = encoder.encode(&data([2]), &source, &mut out).unwrap_err();
+    let error = encoder
+        .encode(&data([2]), &Sources::of(&source), &mut out)
+        .unwrap_err();
     assert_eq!(error.to_string(), "lane has no numbers left");
 }
 
@@ -218,7 +222,7 @@ fn largest_batch_fits() {
     taken.sort_by_key(|page| page.at);
     let mut out = BytesMut::new();
     let stats = encoder(0, Disable::default())
-        .encode(&taken, &source, &mut out)
+        .encode(&taken, &Sources::of(&source), &mut out)
         .unwrap();
     assert_eq!(stats.pages(), BATCH_MAX_RECORDS as u64);
     let mut target = Memory::default();

@@ -50,6 +50,10 @@ impl Sink for Memory {
         self.write(at, *content);
         Ok(())
     }
+
+    fn read(&mut self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        Contents::read(self, at, into)
+    }
 }
 
 /// A sink that fails when anything reaches it.

@@ -8,7 +8,9 @@ use crate::memory::*;
 
 fn batches(encoder: &mut LaneEncoder, memory: &Memory, taken: &[Taken]) -> Vec<Vec<u8>> {
     let mut out = BytesMut::new();
-    encoder.encode(taken, memory, &mut out).unwrap();
+    encoder
+        .encode(taken, &Sources::of(memory), &mut out)
+        .unwrap();
     bodies(&out)
 }
 

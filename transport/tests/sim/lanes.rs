@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use transport::block::{
-    Contents, DirtySet, Disable, LANES, LaneCursor, LaneDecoder, LaneEncoder, Layout, Ledger,
-    PAGE_SIZE, PageAddress, PageHash, Root,
+    Contents, DirtySet, Disable, FIRST_SEQ, LANES, LaneCursor, LaneDecoder, LaneEncoder, Layout,
+    Ledger, PAGE_SIZE, PageAddress, PageHash, Root, Sources,
 };
 use transport::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
 use transport::wire::{LaneFramer, LaneItem, put_mark};
@@ -91,8 +91,9 @@ pub(crate) struct SourceLanes {
 impl SourceLanes {
     /// Opens the lanes: each begins with its header.
     pub(crate) fn open(layout: &Arc<Layout>, incarnation: u64, net: &mut Net) -> SourceLanes {
-        let encoder =
-            |part| LaneEncoder::new(part, &KEY, 1, Disable::default()).expect("zstd has memory");
+        let encoder = |part| {
+            LaneEncoder::new(part, &KEY, FIRST_SEQ, Disable::default()).expect("zstd has memory")
+        };
         let encoders: Vec<_> = Ledger::split(layout, &KEY)
             .into_iter()
             .map(encoder)
@@ -153,7 +154,7 @@ impl SourceLanes {
             }
             let taken = image.dirty.take(&mut self.cursors[lane], BATCH_MAX_PAGES);
             let stats = self.encoders[lane]
-                .encode(&taken, &image.shadow, &mut out)
+                .encode(&taken, &Sources::of(&image.shadow), &mut out)
                 .expect("a modelled page can be read");
             self.content_pages += stats.literal.pages + stats.raw.pages;
             self.sent_bytes += u64::try_from(out.len()).expect("a batch is small");

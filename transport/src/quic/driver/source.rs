@@ -10,8 +10,8 @@ use tokio::time::{Duration, Instant, sleep_until};
 
 use super::{Workers, lock, per_lane};
 use crate::block::{
-    BatchStats, Contents, DirtySet, Disable, LANES, LaneCursor, LaneEncoder, Ledger, PageAddress,
-    PageHash, Root, Taken,
+    BatchStats, Contents, DirtySet, Disable, FIRST_SEQ, LANES, LaneCursor, LaneEncoder, Ledger,
+    PageAddress, PageHash, Root, Sources, Taken,
 };
 use crate::quic::LaneSender;
 use crate::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
@@ -102,7 +102,7 @@ impl SourceLanes {
     ) -> std::io::Result<(SourceLanes, mpsc::Receiver<LaneEvent>)> {
         let (events, receiver) = mpsc::channel(LANES * 2);
         let encoders = per_lane(Ledger::split(dirty.layout(), &settings.key), |part| {
-            let mut encoder = LaneEncoder::new(part, &settings.key, 1, settings.disable)?;
+            let mut encoder = LaneEncoder::new(part, &settings.key, FIRST_SEQ, settings.disable)?;
             encoder.set_level(settings.level)?;
             Ok(Mutex::new(encoder))
         })?;
@@ -248,7 +248,8 @@ impl Lane {
         let work = move || {
             let taken: Vec<Taken> = shared.dirty.take(&mut cursor, BATCH_MAX_PAGES);
             let mut out = BytesMut::with_capacity(BATCH_MAX_BYTES / 2);
-            let encoded = lock(&shared.encoders[lane]).encode(&taken, &*contents, &mut out);
+            let encoded =
+                lock(&shared.encoders[lane]).encode(&taken, &Sources::of(&*contents), &mut out);
             (cursor, out, encoded)
         };
         let result = self.shared.workers.run(lane, work).await;
