@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use bytes::Bytes;
 use qemu_glue::stream::{Command, PAGE_SIZE, Phase, RamBlock, WriteError, Writer, return_path};
 use tokio::sync::mpsc;
-use transport::block::{BlockSpec, LANES, PageAddress, Sink};
+use transport::block::{BlockSpec, LANES, PageAddress, Replica, Sink};
 use transport::quic::driver::LaneSink;
 use transport::wire::tail;
 
@@ -60,6 +60,24 @@ struct Batch {
     zeros: Vec<(PageAddress, u32)>,
     pages: Vec<PageAddress>,
     contents: Vec<u8>,
+}
+
+impl Batch {
+    fn write_into(&self, replica: &dyn Replica) -> std::io::Result<()> {
+        for (first, count) in &self.zeros {
+            replica.zero(*first, *count)?;
+        }
+        let follows = |one: &PageAddress, next: &PageAddress| {
+            one.block == next.block && one.page + 1 == next.page
+        };
+        let mut contents = &self.contents[..];
+        for run in self.pages.chunk_by(follows) {
+            let (these, rest) = contents.split_at(run.len() * PAGE_SIZE);
+            replica.write(run[0], these)?;
+            contents = rest;
+        }
+        Ok(())
+    }
 }
 
 /// The feeding threads' handle.
@@ -135,11 +153,13 @@ impl Feeder {
     }
 
     /// Where a lane's decoded pages go.
-    pub(crate) fn sink(&self, lane: usize) -> FeedSink {
+    pub(crate) fn sink(&self, lane: usize, replica: Option<Arc<dyn Replica>>) -> FeedSink {
         FeedSink {
             lane,
             queue: self.queue.clone(),
             batch: Batch::default(),
+            replica,
+            is_seeding: false,
         }
     }
 
@@ -169,6 +189,10 @@ pub(crate) struct FeedSink {
     lane: usize,
     queue: SyncSender<Feed>,
     batch: Batch,
+    /// The image as applied, kept for the next trip, read for copies and deltas.
+    replica: Option<Arc<dyn Replica>>,
+    /// The batch is of the basis: the replica has it.
+    is_seeding: bool,
 }
 
 impl Sink for FeedSink {
@@ -182,11 +206,37 @@ impl Sink for FeedSink {
         self.batch.contents.extend_from_slice(content);
         Ok(())
     }
+
+    fn read(&mut self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()> {
+        match &self.replica {
+            Some(replica) => replica.read(at, into),
+            None => Err(std::io::ErrorKind::Unsupported.into()),
+        }
+    }
 }
 
 impl LaneSink for FeedSink {
+    fn seed(&mut self, at: PageAddress, content: Option<&[u8; PAGE_SIZE]>) -> std::io::Result<()> {
+        self.is_seeding = true;
+        match content {
+            Some(content) => self.page(at, content),
+            None => match self.batch.zeros.last_mut() {
+                Some((first, count))
+                    if first.block == at.block && first.page + *count == at.page =>
+                {
+                    *count += 1;
+                    Ok(())
+                }
+                _ => self.zero(at, 1),
+            },
+        }
+    }
+
     fn batch_end(&mut self, wire_bytes: u64) -> std::io::Result<()> {
         let batch = std::mem::take(&mut self.batch);
+        if !std::mem::take(&mut self.is_seeding) {
+            self.keep(&batch);
+        }
         self.send(Feed::Batch {
             lane: self.lane,
             batch,
@@ -200,6 +250,16 @@ impl LaneSink for FeedSink {
 }
 
 impl FeedSink {
+    /// Writes a batch into the replica, neighbours in one go. One that fails is used no more: the
+    /// guest moves without it.
+    fn keep(&mut self, batch: &Batch) {
+        let Some(replica) = &self.replica else { return };
+        if let Err(error) = batch.write_into(&**replica) {
+            tracing::warn!(%error, "the checkpoint is not kept any further");
+            self.replica = None;
+        }
+    }
+
     /// Bytes of a relayed stream; waits while QEMU's socket is full.
     pub(crate) fn raw(&self, bytes: Bytes) -> std::io::Result<()> {
         self.send(Feed::Raw(bytes))

@@ -179,7 +179,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     clippy::disallowed_methods,
     reason = "the edge where entries get their date for people"
 )]
-fn now_s() -> u64 {
+pub(crate) fn now_s() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

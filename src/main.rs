@@ -13,6 +13,7 @@ mod fault;
 mod feed;
 mod hook;
 mod journal;
+mod kept;
 mod peer;
 mod progress;
 mod prove;

@@ -6,15 +6,16 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
 use qemu_glue::stream::return_path::Message;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
-use transport::block::Contents;
+use transport::block::{Contents, CopyIndex, KnownTable, Layout};
 use transport::quic::LaneSender;
-use transport::quic::driver::{LaneSettings, SourceLanes};
+use transport::quic::driver::{Held, LaneSettings, Questions, SourceLanes};
 use transport::session::source::{Action, Input, Mark, Phase};
 use transport::session::{Outcome, VmMigration};
-use transport::wire::{Frame, RunState, Verify};
+use transport::wire::{Frame, Offer, RunState, Verify};
 
 use super::driver::Driver;
 use crate::capture::Capture;
@@ -29,6 +30,12 @@ use crate::waiting::now;
 
 /// QEMU connects to the capture socket within this after `migrate`.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// The index of content that was sent: enough for 5 GiB of guest memory.
+const COPIES_MAX_BYTES: usize = 16 << 20;
+/// Answers of the target that are kept, 18 bytes each.
+const KNOWN_MAX: u64 = 1 << 20;
+/// Question frames that may wait for the control stream.
+const QUERIES_MAX: usize = 2;
 /// The last control frames may take this long to be acknowledged.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
@@ -37,13 +44,14 @@ impl Driver {
     pub(super) async fn act(&mut self, action: Action) {
         match action {
             Action::Send(frame) => self.send(frame).await,
-            Action::StartCapture { .. } => {
+            Action::StartCapture { nonce } => {
+                self.nonce = nonce;
                 if let Err(error) = self.start_capture().await {
                     self.tell(Input::CaptureFailed(format!("{error:#}")));
                 }
             }
-            Action::OpenLanes { .. } => {
-                if let Err(error) = self.open_lanes().await {
+            Action::OpenLanes { basis, offer } => {
+                if let Err(error) = self.open_lanes(basis, offer).await {
                     self.tell(Input::CaptureFailed(format!("{error:#}")));
                 }
             }
@@ -96,7 +104,7 @@ impl Driver {
         }
     }
 
-    async fn send(&mut self, frame: Frame) {
+    pub(super) async fn send(&mut self, frame: Frame) {
         let commits = matches!(frame, Frame::Commit { .. });
         if commits {
             fault::point("source-after-intent");
@@ -130,22 +138,32 @@ impl Driver {
         Ok(())
     }
 
-    async fn open_lanes(&mut self) -> anyhow::Result<()> {
+    async fn open_lanes(&mut self, basis: Bytes, offer: Offer) -> anyhow::Result<()> {
         let (Some(peer), Some(image)) = (&self.peer, &self.image) else {
             return Ok(());
         };
         let senders = peer.connection.open_lanes().await?;
-        let settings = LaneSettings {
+        let mut settings = LaneSettings {
             incarnation: self.me.incarnation,
             key: self.secret,
             level: self.options.level,
             disable: self.options.disable,
         };
+        // What the target cannot read it cannot patch.
+        settings.disable.delta |= !offer.readable;
         let contents: Arc<dyn Contents> = image.shadow.clone();
+        let held = self.held(&image.layout, basis, offer);
+        if let Some(known) = &held.known {
+            let (frames, queries) = mpsc::channel(QUERIES_MAX);
+            let questions = Questions::start(&image.dirty, &contents, &self.secret, known, frames)?;
+            self.questions = Some(questions);
+            self.queries = Some(queries);
+        }
         let (lanes, events) = SourceLanes::start(
             senders,
             &image.dirty,
             &contents,
+            held,
             &settings,
             self.workers.clone(),
             self.wake.clone(),
@@ -153,6 +171,30 @@ impl Driver {
         self.lanes = Some(lanes);
         self.lane_events = Some(events);
         Ok(())
+    }
+
+    /// What the lanes may refer to, as far as the operator has not switched it off.
+    fn held(&self, layout: &Arc<Layout>, basis: Bytes, offer: Offer) -> Held {
+        let disable = self.options.disable;
+        let basis = match (&self.kept, &self.hashes) {
+            (Some(kept), Some(hashes)) => kept.basis(basis, hashes),
+            _ => None,
+        };
+        if let Some(basis) = &basis {
+            let (agreed, all) = (basis.agreed().count(), layout.ranges_total());
+            tracing::info!("the target holds {agreed} of {all} ranges from an earlier trip");
+        }
+        let known_max = u64::from(offer.known_pages)
+            .min(layout.pages_total())
+            .min(KNOWN_MAX);
+        Held {
+            replica: self.kept.as_ref().map(|kept| kept.replica.clone() as _),
+            basis,
+            copies: (offer.readable && !disable.copy)
+                .then(|| Arc::new(CopyIndex::new(layout, COPIES_MAX_BYTES))),
+            known: (known_max > 0 && !disable.known)
+                .then(|| Arc::new(KnownTable::new(usize::try_from(known_max).unwrap_or(0)))),
+        }
     }
 
     /// Lane 0 carries QEMU's own bytes; the others stay empty.

@@ -3,12 +3,15 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use qemu_glue::qmp::{Event, EventKind, EventReceiver, MigrationStatus};
 use tokio::sync::{Notify, mpsc};
-use transport::quic::driver::{LaneEvent, SourceLanes, Workers};
+use transport::block::{BatchStats, BlockSpec};
+use transport::quic::driver::{LaneEvent, Questions, SourceLanes, Workers, digests};
 use transport::session::source::{Action, Config, Input, Sample, Source};
 use transport::session::{Outcome, Policy, VmMigration};
-use transport::wire::RunState;
+use transport::store::{RangeHashes, Role};
+use transport::wire::{Frame, RunState};
 
 use super::Options;
 use super::act::{VmCommand, run_commands};
@@ -16,6 +19,7 @@ use crate::capture::{Capture, Captured, Image};
 use crate::control::{Command, Request};
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{Entry, Journal};
+use crate::kept::{Kept, Whose};
 use crate::peer::{Door, Me, Peer, next_frame};
 use crate::progress::{Progress, Snapshot};
 use crate::relay::Spool;
@@ -54,6 +58,16 @@ pub(super) struct Start {
     pub(super) hook: Hook,
 }
 
+/// What `open_kept` brings.
+#[derive(Debug)]
+struct Opened {
+    head: Bytes,
+    blocks: Vec<BlockSpec>,
+    kept: Option<Kept>,
+    hashes: Option<Arc<RangeHashes>>,
+    digests: Vec<[u8; 16]>,
+}
+
 /// One attempt at the source.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -73,6 +87,13 @@ pub(super) struct Driver {
     pub(super) capture: Option<Arc<Capture>>,
     pub(super) captured: Option<mpsc::Receiver<Captured>>,
     pub(super) image: Option<Image>,
+    /// Keys what this side proves of its replica.
+    pub(super) nonce: [u8; 16],
+    opened: Option<mpsc::Receiver<Opened>>,
+    pub(super) kept: Option<Kept>,
+    pub(super) hashes: Option<Arc<RangeHashes>>,
+    pub(super) questions: Option<Questions>,
+    pub(super) queries: Option<mpsc::Receiver<Frame>>,
     pub(super) spool: Option<Arc<Spool>>,
     pub(super) era: u32,
     pass_pages: u64,
@@ -139,6 +160,12 @@ impl Driver {
             capture: None,
             captured: None,
             image: None,
+            nonce: [0; 16],
+            opened: None,
+            kept: None,
+            hashes: None,
+            questions: None,
+            queries: None,
             spool: None,
             era: 0,
             pass_pages: 0,
@@ -197,6 +224,8 @@ impl Driver {
             },
             event = self.events.next() => self.vm_event(event),
             captured = next(&mut self.captured) => self.captured(captured),
+            opened = next(&mut self.opened) => self.opened(opened),
+            query = next(&mut self.queries) => self.send(query).await,
             event = next(&mut self.lane_events) => match event {
                 LaneEvent::Marked { barrier, root } => {
                     self.tally.root = Some(crate::journal::hex(&root.0));
@@ -221,8 +250,16 @@ impl Driver {
         }
     }
 
-    fn frame(&mut self, frame: transport::wire::Frame) {
-        use transport::wire::Frame;
+    fn frame(&mut self, frame: Frame) {
+        if let (Frame::Known { first, numbers }, Some(questions)) = (&frame, &self.questions) {
+            questions.answered(*first, numbers.clone());
+        }
+        if let (Frame::Missing { runs }, Some(lanes)) = (&frame, &self.lanes)
+            && let Err(detail) = lanes.missing(runs)
+        {
+            self.machine.handle(now(), Input::CaptureFailed(detail));
+            return;
+        }
         if let (Frame::Progress { applied_bytes }, Some(lanes)) = (&frame, &self.lanes) {
             lanes.applied(*applied_bytes);
         }
@@ -244,6 +281,7 @@ impl Driver {
                 if let Some(capture) = &self.capture {
                     capture.guest_stopped();
                 }
+                self.begin_last_round();
                 self.call_hook(HookPhase::Stopped);
                 Input::VmStopped
             }
@@ -268,13 +306,9 @@ impl Driver {
         let input = match captured {
             Captured::Head { head, image } => {
                 self.tally.pages_total = Some(image.layout.pages_total());
-                let blocks = image.layout.blocks().to_vec();
+                self.opened = Some(self.open_kept(head, &image));
                 self.image = Some(image);
-                Input::Head {
-                    head,
-                    blocks,
-                    basis: Vec::new(),
-                }
+                return;
             }
             Captured::Relay { spool } => {
                 self.spool = Some(spool);
@@ -301,6 +335,67 @@ impl Driver {
             Captured::Failed(detail) => Input::CaptureFailed(detail),
         };
         self.machine.handle(now(), input);
+    }
+
+    /// Opens and hashes what this side has kept, beside the loop: QEMU's stream goes on meanwhile.
+    fn open_kept(&self, head: Bytes, image: &Image) -> mpsc::Receiver<Opened> {
+        let (found, opened) = mpsc::channel(1);
+        let (layout, whose, nonce, key) =
+            (image.layout.clone(), self.whose(), self.nonce, self.secret);
+        tokio::spawn(async move {
+            let blocks = layout.blocks().to_vec();
+            let kept = tokio::task::spawn_blocking(move || Kept::open(&whose?, &layout));
+            let kept = kept.await.ok().flatten();
+            let hashes = match &kept {
+                Some(kept) => kept.hash(key).await.ok().flatten(),
+                None => None,
+            };
+            let digests = hashes
+                .as_ref()
+                .map_or(Vec::new(), |hashes| digests(hashes, &nonce, &key));
+            let opened = Opened {
+                head,
+                blocks,
+                kept,
+                hashes,
+                digests,
+            };
+            if found.send(opened).await.is_err() {
+                tracing::debug!("the session has ended");
+            }
+        });
+        opened
+    }
+
+    fn whose(&self) -> Option<Whose> {
+        Some(Whose {
+            state: self.options.state.clone(),
+            vm: self.me.vm.clone(),
+            peer: self.peer.as_ref()?.connection.peer(),
+            role: Role::Source,
+            attempt: self.me.attempt,
+        })
+    }
+
+    fn opened(&mut self, opened: Opened) {
+        self.opened = None;
+        self.kept = opened.kept;
+        self.hashes = opened.hashes;
+        let input = Input::Head {
+            head: opened.head,
+            blocks: opened.blocks,
+            basis: opened.digests,
+        };
+        self.machine.handle(now(), input);
+    }
+
+    /// The guest is stopped: nothing is asked any more, nothing refers to another batch (S10).
+    fn begin_last_round(&mut self) {
+        self.questions = None;
+        self.queries = None;
+        if let Some(lanes) = &self.lanes {
+            lanes.begin_last_round();
+        }
     }
 
     fn request(&mut self, request: Request) {
@@ -360,7 +455,7 @@ impl Driver {
             let sample = Sample {
                 backlog_pages: image.dirty.dirty_pages(),
                 announced_pages: capture.announced_pages(),
-                content_pages: counters.stats.literal.pages + counters.stats.raw.pages,
+                content_pages: content_pages(&counters.stats),
                 sent_bytes: counters.sent_bytes,
                 rtt: self.link_rtt,
                 link_bytes_per_s: self.link_bytes_per_s,
@@ -436,6 +531,9 @@ impl Driver {
         if let Some(lanes) = &self.lanes {
             self.tally.stats = lanes.counters().stats;
         }
+        if let Some(kept) = self.kept.take() {
+            kept.settle();
+        }
         self.tally.dirty_pages_per_s = self.machine.dirty_pages_per_s();
         for call in self.hook_calls.drain(..) {
             crate::hook::finish(Some(call)).await;
@@ -454,6 +552,11 @@ impl Driver {
         }
         Ok(outcome)
     }
+}
+
+/// Pages that cost bytes.
+fn content_pages(stats: &BatchStats) -> u64 {
+    stats.copy.pages + stats.known.pages + stats.delta.pages + stats.literal.pages + stats.raw.pages
 }
 
 #[expect(clippy::cast_precision_loss, reason = "estimates need no 53rd bit")]

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use transport::block::{BlockSpec, Layout};
 use transport::quic::Connection;
-use transport::quic::driver::{TargetLanes, Workers};
+use transport::quic::driver::{TargetLanes, Workers, agree};
 use transport::session::target::{Action, Input, Mark, Phase};
+use transport::store::Role;
 use transport::wire::{Frame, Offer, RunState, Verify};
 
 use super::driver::Driver;
@@ -18,6 +19,7 @@ use crate::control::socket_path;
 use crate::fault;
 use crate::feed::{FeedSink, Feeder};
 use crate::journal::{Step, hex};
+use crate::kept::{Kept, Whose};
 use crate::peer::{meet_again, send_frame};
 use crate::prove;
 use crate::vm::Vm;
@@ -36,9 +38,7 @@ impl Driver {
             Action::PrepareVm { head, blocks } => {
                 let prepared = self.prepare_vm(&head, blocks).await;
                 self.tell(match prepared {
-                    Ok(()) => Input::VmPrepared {
-                        offer: Offer::default(),
-                    },
+                    Ok(offer) => Input::VmPrepared { offer },
                     Err(error) => Input::VmFailed(format!("{error:#}")),
                 });
             }
@@ -51,10 +51,8 @@ impl Driver {
                     Err(error) => Input::VmFailed(format!("{error:#}")),
                 });
             }
-            Action::AgreeBasis { .. } => self.tell(Input::BasisAgreed {
-                basis: Bytes::new(),
-            }),
-            Action::AcceptLanes { .. } => self.accept_lanes(),
+            Action::AgreeBasis { digests } => self.agree_basis(digests),
+            Action::AcceptLanes { basis } => self.accept_lanes(basis),
             Action::AcceptRelay => self.accept_relay(),
             Action::FeedTail(pieces) => self.feed_tail(pieces),
             Action::Prove(verify) => self.prove(verify),
@@ -97,17 +95,56 @@ impl Driver {
 
     /// Compares machine and memory, stops target QEMU, connects to its incoming socket, feeds the
     /// head. The one connection to that socket: a probe would end QEMU.
-    async fn prepare_vm(&mut self, head: &Bytes, blocks: Vec<BlockSpec>) -> anyhow::Result<()> {
+    async fn prepare_vm(&mut self, head: &Bytes, blocks: Vec<BlockSpec>) -> anyhow::Result<Offer> {
         let layout = Arc::new(Layout::new(blocks)?);
         self.tally.pages_total = Some(layout.pages_total());
         let path = socket_path(&self.options.state, &self.me.vm, "incoming")?;
+        self.open_kept(&layout).await;
         self.vm.prepare_target(head, layout.blocks(), &path).await?;
         let socket = UnixStream::connect(&path)?;
         let (feeder, fed) = Feeder::start(socket, head, layout.blocks())?;
         self.layout = Some(layout);
         self.feeder = Some(feeder);
         self.fed = Some(fed);
-        Ok(())
+        Ok(Offer {
+            readable: self.kept.is_some(),
+            known_pages: 0,
+        })
+    }
+
+    /// Opens what this side has kept and hashes it beside this loop.
+    async fn open_kept(&mut self, layout: &Arc<Layout>) {
+        let Some(peer) = &self.peer else { return };
+        let whose = Whose {
+            state: self.options.state.clone(),
+            vm: self.me.vm.clone(),
+            peer: peer.connection.peer(),
+            role: Role::Target,
+            attempt: self.me.attempt,
+        };
+        let layout = layout.clone();
+        let opened = tokio::task::spawn_blocking(move || Kept::open(&whose, &layout)).await;
+        self.kept = opened.ok().flatten();
+        self.hashing = self.kept.as_ref().map(|kept| kept.hash(self.secret));
+    }
+
+    /// Compares the source's digests with this side's, once these are there.
+    fn agree_basis(&mut self, digests: Vec<[u8; 16]>) {
+        let (found, agreed) = mpsc::channel(1);
+        self.agreed = Some(agreed);
+        let (hashing, nonce, key) = (self.hashing.take(), self.nonce, self.secret);
+        tokio::spawn(async move {
+            let hashes = match hashing {
+                Some(hashing) => hashing.await.ok().flatten(),
+                None => None,
+            };
+            let basis = hashes
+                .as_ref()
+                .map_or(Bytes::new(), |mine| agree(mine, &digests, &nonce, &key));
+            if found.send((basis, hashes)).await.is_err() {
+                tracing::debug!("the session has ended");
+            }
+        });
     }
 
     /// The relayed stream brings head and block list itself.
@@ -125,7 +162,7 @@ impl Driver {
         let (Some(peer), Some(feeder)) = (&self.peer, &self.feeder) else {
             return;
         };
-        let (connection, sink) = (peer.connection.clone(), feeder.sink(0));
+        let (connection, sink) = (peer.connection.clone(), feeder.sink(0, None));
         let (workers, inputs) = (self.workers.clone(), self.inputs.clone());
         tokio::spawn(async move {
             if let Err(error) = take_relay(&connection, sink, &workers).await {
@@ -135,13 +172,22 @@ impl Driver {
     }
 
     /// The lanes come with the source's first bytes; waiting for them must not stop this loop.
-    fn accept_lanes(&mut self) {
+    fn accept_lanes(&mut self, basis: Bytes) {
         let (Some(peer), Some(layout), Some(feeder)) = (&self.peer, &self.layout, &self.feeder)
         else {
             return;
         };
+        let basis = match (&self.kept, &self.hashes) {
+            (Some(kept), Some(hashes)) => kept.basis(basis, hashes),
+            _ => None,
+        };
         let sinks: Vec<_> = (0..transport::block::LANES)
-            .map(|lane| feeder.sink(lane))
+            .map(|lane| {
+                feeder.sink(
+                    lane,
+                    self.kept.as_ref().map(|kept| kept.replica.clone() as _),
+                )
+            })
             .collect();
         let started = TargetLanes::start(
             peer.connection.clone(),
@@ -149,12 +195,13 @@ impl Driver {
             &self.secret,
             self.peer_incarnation,
             &self.workers,
+            basis,
             sinks,
         );
         match started {
-            Ok((lanes, failures)) => {
+            Ok((lanes, faults)) => {
                 self.lanes = Some(lanes);
-                self.lane_failures = Some(failures);
+                self.lane_faults = Some(faults);
             }
             Err(error) => self.tell(Input::LaneFailed(error.to_string())),
         }

@@ -3,12 +3,15 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use qemu_glue::qmp::{Event, EventKind, EventReceiver, MigrationStatus};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use transport::block::Layout;
-use transport::quic::driver::{TargetLanes, Workers};
+use transport::quic::driver::{LaneFault, TargetLanes, Workers};
 use transport::session::Outcome;
 use transport::session::target::{Action, Config, Input, Target};
+use transport::store::RangeHashes;
 use transport::wire::Frame;
 
 use super::Options;
@@ -16,6 +19,7 @@ use crate::control::{Command, Request};
 use crate::feed::{Fed, Feeder};
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{Entry, Journal};
+use crate::kept::Kept;
 use crate::peer::{Door, Me, Peer, next_frame, send_frame};
 use crate::progress::{Progress, Snapshot};
 use crate::signals::Signals;
@@ -61,9 +65,14 @@ pub(super) struct Driver {
     pub(super) journal: Arc<Mutex<Journal>>,
     pub(super) entry: Entry,
     pub(super) layout: Option<Arc<Layout>>,
+    pub(super) nonce: [u8; 16],
+    pub(super) kept: Option<Kept>,
+    pub(super) hashing: Option<JoinHandle<Option<Arc<RangeHashes>>>>,
+    pub(super) hashes: Option<Arc<RangeHashes>>,
+    pub(super) agreed: Option<mpsc::Receiver<(Bytes, Option<Arc<RangeHashes>>)>>,
     pub(super) workers: Workers,
     pub(super) lanes: Option<TargetLanes>,
-    pub(super) lane_failures: Option<mpsc::Receiver<String>>,
+    pub(super) lane_faults: Option<mpsc::Receiver<LaneFault>>,
     pub(super) feeder: Option<Feeder>,
     pub(super) fed: Option<mpsc::Receiver<Fed>>,
     pub(super) inputs: mpsc::Sender<Input>,
@@ -71,7 +80,7 @@ pub(super) struct Driver {
     pub(super) tally: Tally,
     pub(super) progress: Progress,
     hook: Hook,
-    hook_calls: Vec<tokio::task::JoinHandle<()>>,
+    hook_calls: Vec<JoinHandle<()>>,
     events: EventReceiver,
     requests: mpsc::Receiver<Request>,
     signals: Signals,
@@ -86,6 +95,7 @@ impl Driver {
     /// The machine is ready; QEMU is untouched.
     pub(super) fn new(start: Start) -> anyhow::Result<Driver> {
         let now = now();
+        let nonce = crate::peer::random();
         let config = Config {
             attempt: start.peer.agreed.attempt,
             incarnation: start.me.incarnation,
@@ -93,7 +103,7 @@ impl Driver {
             qemu: start.vm.version().to_string(),
             stay_paused: start.options.stay_paused,
             epoch: start.entry.epoch,
-            nonce: crate::peer::random(),
+            nonce,
         };
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (inputs, results) = mpsc::channel(INPUTS_MAX);
@@ -112,9 +122,14 @@ impl Driver {
             journal: Arc::new(Mutex::new(start.journal)),
             entry: start.entry,
             layout: None,
+            nonce,
+            kept: None,
+            hashing: None,
+            hashes: None,
+            agreed: None,
             workers: Workers::start(cores)?,
             lanes: None,
-            lane_failures: None,
+            lane_faults: None,
             feeder: None,
             fed: None,
             inputs,
@@ -172,10 +187,16 @@ impl Driver {
             },
             event = self.events.next() => self.vm_event(event),
             fed = next(&mut self.fed) => self.fed(fed),
-            detail = next(&mut self.lane_failures) => {
-                if self.peer.is_some() {
-                    self.machine.handle(now(), Input::LaneFailed(detail));
-                }
+            fault = next(&mut self.lane_faults) => if self.peer.is_some() {
+                self.machine.handle(now(), match fault {
+                    LaneFault::Missing(runs) => Input::Missing(runs),
+                    LaneFault::Failed(detail) => Input::LaneFailed(detail),
+                });
+            },
+            (basis, hashes) = next(&mut self.agreed) => {
+                self.agreed = None;
+                self.hashes = hashes;
+                self.machine.handle(now(), Input::BasisAgreed { basis });
             }
             result = self.results.recv() => if let Some(input) = result {
                 self.machine.handle(now(), input);
@@ -234,7 +255,7 @@ impl Driver {
                     Input::Applied {
                         barrier,
                         root,
-                        missing_pages: 0,
+                        missing_pages: lanes.missing_pages(),
                     },
                 );
             }
@@ -317,6 +338,9 @@ impl Driver {
             Outcome::Stayed { .. } | Outcome::Doubt { .. } => self.call_hook(HookPhase::Failed),
         }
         self.leave().await;
+        if let Some(kept) = self.kept.take() {
+            kept.settle();
+        }
         for call in self.hook_calls.drain(..) {
             crate::hook::finish(Some(call)).await;
         }

@@ -76,6 +76,8 @@ pub enum Decision {
 const RESYNC_MIN: Duration = Duration::from_millis(150);
 /// Backlogs below this drain time count as drained: the next sync takes about as long to come.
 const DRAINED: Duration = Duration::from_millis(100);
+/// Taken for the link while nothing that was sent says otherwise: 10 Mbit/s.
+const RATE_UNMEASURED: f64 = 1.25e6;
 /// QEMU stops within one of its 100 ms windows after it is allowed to.
 const STOP_WINDOW: Duration = Duration::from_millis(100);
 
@@ -84,7 +86,15 @@ const STOP_WINDOW: Duration = Duration::from_millis(100);
 #[must_use]
 pub fn decide(seen: &Observation, policy: &Policy) -> Decision {
     if seen.rate_bytes_per_s < 1.0 {
-        return Decision::Wait;
+        if seen.backlog_pages > 0 || seen.in_flight_bytes > 0 {
+            return Decision::Wait;
+        }
+        // Everything was known at the target, so no rate could be measured.
+        let modest = Observation {
+            rate_bytes_per_s: RATE_UNMEASURED,
+            ..*seen
+        };
+        return decide(&modest, policy);
     }
     let drain = seconds(
         (as_f64(seen.backlog_pages) * seen.page_cost_bytes + as_f64(seen.in_flight_bytes))
@@ -217,10 +227,19 @@ mod tests {
         );
         check(
             Observation {
+                backlog_pages: 1,
                 rate_bytes_per_s: 0.0,
                 ..SEEN
             },
             Decision::Wait,
+        );
+        check(
+            Observation {
+                rate_bytes_per_s: 0.0,
+                dirty_pages_per_s: Some(5.0),
+                ..SEEN
+            },
+            Decision::Stop,
         );
         check(
             Observation {

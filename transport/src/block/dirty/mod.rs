@@ -104,6 +104,23 @@ impl DirtySet {
         self.mark(at, ZERO)
     }
 
+    /// What was sent last must go again. A page that is dirty keeps its later announcement.
+    ///
+    /// # Panics
+    /// When the layout has no such page.
+    pub fn mark_again(&self, at: PageAddress, zero: bool) {
+        assert!(self.layout.contains(at), "{at:?} is not in the image");
+        let place = self.layout.place(at);
+        self.lanes[place.lane].fetch_add(1, Ordering::AcqRel);
+        self.ranges[index(place.range)].fetch_add(1, Ordering::AcqRel);
+        let flag = &self.flags[index(place.range) * index(RANGE_PAGES) + place.slot];
+        let kind = if zero { ZERO } else { DATA };
+        let marked = flag.compare_exchange(CLEAN, kind, Ordering::AcqRel, Ordering::Acquire);
+        if marked.is_err() {
+            self.lower(place.lane, place.range, 1);
+        }
+    }
+
     /// Takes up to `max_pages` pages (and up to 512 zero pages beyond) of the cursor's lane,
     /// clean from here on. The caller reads their content only after this call.
     /// Empty only if no page of the lane was dirty during the whole call.
@@ -138,6 +155,23 @@ impl DirtySet {
             if step < ranges {
                 cursor.slot = 0;
                 cursor.nth = (cursor.nth + 1) % ranges;
+            }
+        }
+    }
+
+    /// Shows the pages of a range that have content to send, and takes none: for who looks ahead.
+    ///
+    /// # Panics
+    /// When the layout has no such range.
+    pub fn peek_data(&self, range: u32, show: &mut dyn FnMut(PageAddress)) {
+        if self.ranges[index(range)].load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let first = self.layout.range(range).first;
+        let flags = &self.flags[index(range) * index(RANGE_PAGES)..][..index(RANGE_PAGES)];
+        for (page, flag) in (first.page..).zip(flags) {
+            if flag.load(Ordering::Acquire) == DATA {
+                show(PageAddress { page, ..first });
             }
         }
     }

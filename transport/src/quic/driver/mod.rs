@@ -9,12 +9,16 @@
 //! order holds. A page is encoded when the link has room for it and not earlier: what is in QUIC's
 //! send buffer can no longer be replaced by a newer version.
 
+mod basis;
+mod questions;
 mod source;
 mod target;
 mod workers;
 
-pub use source::{LaneCounters, LaneEvent, LaneSettings, SourceLanes};
-pub use target::{LaneSink, TargetLanes};
+pub use basis::{Basis, agree, digests};
+pub use questions::Questions;
+pub use source::{Held, LaneCounters, LaneEvent, LaneSettings, SourceLanes};
+pub use target::{LaneFault, LaneSink, TargetLanes};
 pub use workers::Workers;
 
 use std::io;

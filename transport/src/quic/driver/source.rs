@@ -1,6 +1,7 @@
 //! The source's lanes: each takes its dirty pages, encodes them when the budget allows, sends.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::BytesMut;
@@ -8,10 +9,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep_until};
 
-use super::{Workers, lock, per_lane};
+use super::{Basis, Workers, lock, per_lane};
 use crate::block::{
-    BatchStats, Contents, DirtySet, Disable, FIRST_SEQ, LANES, LaneCursor, LaneEncoder, Ledger,
-    PageAddress, PageHash, Root, Sources, Taken,
+    BatchStats, Contents, CopyIndex, DirtySet, Disable, FIRST_SEQ, KnownTable, LANES, LaneCursor,
+    LaneEncoder, Ledger, PageAddress, PageHash, PageHasher, PageRun, Replica, Root, Sources, Taken,
 };
 use crate::quic::LaneSender;
 use crate::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
@@ -31,6 +32,19 @@ pub struct LaneSettings {
     pub level: i32,
     /// Stages that are switched off.
     pub disable: Disable,
+}
+
+/// What the target holds already, and what this side keeps of what it sends.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    /// The image as sent: bases of deltas.
+    pub replica: Option<Arc<dyn Replica>>,
+    /// What both sides agreed on before the first page.
+    pub basis: Option<Basis>,
+    /// Where content that was sent can be found again; `None` when the target cannot read its image.
+    pub copies: Option<Arc<CopyIndex>>,
+    /// The target's answers to questions.
+    pub known: Option<Arc<KnownTable>>,
 }
 
 /// What the session is told.
@@ -63,9 +77,10 @@ pub struct SourceLanes {
     _tasks: JoinSet<()>,
 }
 
-#[derive(Debug)]
 struct Shared {
     dirty: Arc<DirtySet>,
+    contents: Arc<dyn Contents>,
+    held: Held,
     key: [u8; 32],
     encoders: [Mutex<LaneEncoder>; LANES],
     workers: Workers,
@@ -82,6 +97,10 @@ struct Shared {
     applied_bytes: AtomicU64,
     reserved_bytes: AtomicU64,
     stats: Mutex<BatchStats>,
+    /// Batches that are not acknowledged: sent bytes of the lane at the end of each, and its number.
+    unacknowledged: [Mutex<VecDeque<(u64, u32)>>; LANES],
+    /// The guest is stopped: nothing may be referred to that a miss would ask for again (S10).
+    last_round: AtomicBool,
     barrier: AtomicU32,
     marks: AtomicU32,
     events: mpsc::Sender<LaneEvent>,
@@ -96,18 +115,25 @@ impl SourceLanes {
         senders: Vec<LaneSender>,
         dirty: &Arc<DirtySet>,
         contents: &Arc<dyn Contents>,
+        held: Held,
         settings: &LaneSettings,
         workers: Workers,
         wake: Arc<Notify>,
     ) -> std::io::Result<(SourceLanes, mpsc::Receiver<LaneEvent>)> {
         let (events, receiver) = mpsc::channel(LANES * 2);
-        let encoders = per_lane(Ledger::split(dirty.layout(), &settings.key), |part| {
+        let mut parts = Ledger::split(dirty.layout(), &settings.key);
+        if let Some(basis) = &held.basis {
+            basis.seed(&mut parts, held.copies.as_deref());
+        }
+        let encoders = per_lane(parts, |part| {
             let mut encoder = LaneEncoder::new(part, &settings.key, FIRST_SEQ, settings.disable)?;
             encoder.set_level(settings.level)?;
             Ok(Mutex::new(encoder))
         })?;
         let shared = Arc::new(Shared {
             dirty: dirty.clone(),
+            contents: contents.clone(),
+            held,
             key: settings.key,
             encoders,
             workers,
@@ -120,6 +146,8 @@ impl SourceLanes {
             applied_bytes: AtomicU64::new(0),
             reserved_bytes: AtomicU64::new(0),
             stats: Mutex::new(BatchStats::default()),
+            unacknowledged: std::array::from_fn(|_| Mutex::default()),
+            last_round: AtomicBool::new(false),
             barrier: AtomicU32::new(0),
             marks: AtomicU32::new(0),
             events,
@@ -130,9 +158,9 @@ impl SourceLanes {
                 index: sender.index(),
                 sender,
                 shared: shared.clone(),
-                contents: contents.clone(),
                 cursor: None,
                 marked: 0,
+                lane_bytes: 0,
             };
             tasks.spawn(lane.run(settings.incarnation));
         }
@@ -155,7 +183,57 @@ impl SourceLanes {
             .applied_bytes
             .fetch_max(total, Ordering::Relaxed);
         self.shared.room.notify_waiters();
+        if let Some(copies) = &self.shared.held.copies {
+            for (lane, applied) in bytes.into_iter().enumerate() {
+                let mut waiting = lock(&self.shared.unacknowledged[lane]);
+                while let Some((end, seq)) = waiting.front().copied()
+                    && end <= applied
+                {
+                    copies.acknowledge(lane, seq);
+                    waiting.pop_front();
+                }
+            }
+        }
         total
+    }
+
+    /// References of the target's did not resolve: these pages go again, as if never sent.
+    ///
+    /// # Errors
+    /// When the target names pages that do not exist.
+    pub fn missing(&self, runs: &[PageRun]) -> Result<(), String> {
+        let shared = &self.shared;
+        let layout = shared.dirty.layout();
+        let zero = PageHasher::new(&shared.key).zero();
+        for run in runs {
+            for offset in 0..u32::from(run.count) {
+                let page = run.first.page.checked_add(offset);
+                let at = PageAddress {
+                    page: page.ok_or("a page beyond the last one")?,
+                    ..run.first
+                };
+                if !layout.contains(at) {
+                    return Err(format!("the target misses {at:?}, which does not exist"));
+                }
+                // Pages are taken under this lock too: what is clean here is in the ledger.
+                let mut encoder = lock(&shared.encoders[layout.lane_of(at)]);
+                let sent = encoder.ledger().get(at);
+                encoder.ledger_mut().forget(at);
+                if let Some(copies) = &shared.held.copies {
+                    copies.forget(at);
+                }
+                if let Some((hash, _)) = sent {
+                    shared.dirty.mark_again(at, hash == zero);
+                }
+            }
+        }
+        shared.wake.notify_waiters();
+        Ok(())
+    }
+
+    /// The guest is stopped: from here on references stay within their batch (S10).
+    pub fn begin_last_round(&self) {
+        self.shared.last_round.store(true, Ordering::Relaxed);
     }
 
     /// Bytes that may be under way and not applied.
@@ -173,6 +251,7 @@ impl SourceLanes {
 
     /// Makes every lane send what is dirty, then the barrier's mark.
     pub fn flush(&self, barrier: u32) {
+        self.begin_last_round();
         self.shared.marks.store(0, Ordering::Release);
         self.shared.barrier.store(barrier, Ordering::Release);
         self.shared.wake.notify_waiters();
@@ -187,12 +266,12 @@ impl SourceLanes {
         }
     }
 
-    /// Shows every announced page with its hash as sent. Locks lane by lane: for when they rest.
+    /// Shows every page that QEMU announced with its hash as sent. Locks lane by lane: for when they rest.
     pub fn for_each_announced(&self) -> impl FnOnce(&mut dyn FnMut(PageAddress, PageHash)) + use<> {
         let shared = self.shared.clone();
         move |show| {
             for encoder in &shared.encoders {
-                for (at, hash) in lock(encoder).ledger().iter() {
+                for (at, hash) in lock(encoder).ledger().iter_announced() {
                     show(at, hash);
                 }
             }
@@ -204,9 +283,10 @@ struct Lane {
     index: usize,
     sender: LaneSender,
     shared: Arc<Shared>,
-    contents: Arc<dyn Contents>,
     cursor: Option<LaneCursor>,
     marked: u32,
+    /// Bytes of batches so far.
+    lane_bytes: u64,
 }
 
 impl Lane {
@@ -242,21 +322,21 @@ impl Lane {
     async fn batch(&mut self) -> Result<(), String> {
         self.reserve().await;
         let shared = self.shared.clone();
-        let contents = self.contents.clone();
         let lane = self.index;
         let mut cursor = self.cursor.take().unwrap_or_else(|| LaneCursor::new(lane));
         let work = move || {
-            let taken: Vec<Taken> = shared.dirty.take(&mut cursor, BATCH_MAX_PAGES);
             let mut out = BytesMut::with_capacity(BATCH_MAX_BYTES / 2);
-            let encoded =
-                lock(&shared.encoders[lane]).encode(&taken, &Sources::of(&*contents), &mut out);
-            (cursor, out, encoded)
+            let mut encoder = lock(&shared.encoders[lane]);
+            let taken: Vec<Taken> = shared.dirty.take(&mut cursor, BATCH_MAX_PAGES);
+            let encoded = encoder.encode(&taken, &shared.sources(), &mut out);
+            let last_seq = encoder.last_seq();
+            (cursor, out, encoded, last_seq)
         };
         let result = self.shared.workers.run(lane, work).await;
         self.shared
             .reserved_bytes
             .fetch_sub(RESERVE_BYTES, Ordering::Relaxed);
-        let (cursor, out, encoded) = result.ok_or("a worker thread is gone")?;
+        let (cursor, out, encoded, last_seq) = result.ok_or("a worker thread is gone")?;
         self.cursor = Some(cursor);
         let stats = encoded.map_err(|error| format!("a page could not be encoded: {error}"))?;
         *lock(&self.shared.stats) += stats;
@@ -265,6 +345,10 @@ impl Lane {
             .fetch_add(out.len() as u64, Ordering::Relaxed);
         if out.is_empty() {
             return Ok(());
+        }
+        self.lane_bytes += out.len() as u64;
+        if self.shared.held.copies.is_some() {
+            lock(&self.shared.unacknowledged[lane]).push_back((self.lane_bytes, last_seq));
         }
         self.pace(out.len()).await;
         self.send(out).await
@@ -334,7 +418,28 @@ impl Lane {
     }
 }
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("held", &self.held)
+            .field("sent_bytes", &self.sent_bytes)
+            .field("applied_bytes", &self.applied_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Shared {
+    /// What an encoder may draw on at this moment.
+    fn sources(&self) -> Sources<'_> {
+        let may_refer = !self.last_round.load(Ordering::Relaxed);
+        Sources {
+            contents: &*self.contents,
+            replica: self.held.replica.as_deref(),
+            copies: self.held.copies.as_deref().filter(|_| may_refer),
+            known: self.held.known.as_deref().filter(|_| may_refer),
+        }
+    }
+
     fn root(&self) -> Root {
         let guards: [MutexGuard<'_, LaneEncoder>; LANES] =
             std::array::from_fn(|lane| lock(&self.encoders[lane]));

@@ -5,13 +5,21 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Workers, lock, per_lane};
-use crate::block::{LANES, LaneDecoder, Layout, Ledger, PageAddress, PageHash, Root, Sink};
+use super::{Basis, Workers, lock, per_lane};
+use crate::block::{
+    LANES, LaneDecoder, Layout, Ledger, PAGE_SIZE, PageAddress, PageHash, PageHasher, PageRun,
+    Root, Sink,
+};
 use crate::quic::{Connection, LaneReceiver};
 use crate::wire::{LaneFramer, LaneItem};
 
 /// Where one lane's pages go. Calls may block: that is the back pressure to the source.
 pub trait LaneSink: Sink + Send + 'static {
+    /// A page of the basis, `None` for zero: only the guest needs it, the replica has it.
+    ///
+    /// # Errors
+    /// When the guest's side has ended.
+    fn seed(&mut self, at: PageAddress, content: Option<&[u8; PAGE_SIZE]>) -> std::io::Result<()>;
     /// The batch is whole; it took so many bytes on the lane.
     ///
     /// # Errors
@@ -22,6 +30,15 @@ pub trait LaneSink: Sink + Send + 'static {
     /// # Errors
     /// When the guest's side has ended.
     fn mark(&mut self, barrier: u32) -> std::io::Result<()>;
+}
+
+/// What the session is told.
+#[derive(Debug)]
+pub enum LaneFault {
+    /// References of a batch did not resolve: its pages must come again.
+    Missing(Vec<PageRun>),
+    /// A lane cannot go on.
+    Failed(String),
 }
 
 /// The eight lanes of a session at the target.
@@ -36,11 +53,14 @@ struct Shared {
     layout: Arc<Layout>,
     key: [u8; 32],
     decoders: [Mutex<LaneDecoder>; LANES],
+    /// Pages that did not resolve, with their version when they did not.
+    missing: [Mutex<Vec<(PageAddress, u32)>>; LANES],
+    faults: mpsc::Sender<LaneFault>,
 }
 
 impl TargetLanes {
-    /// Waits for the source's lanes beside the caller and starts them, one sink each. A lane that
-    /// fails says why.
+    /// Puts the basis into the guest, waits for the source's lanes beside the caller and starts
+    /// them, one sink each. A lane that fails says why.
     ///
     /// # Errors
     /// When zstd has no memory.
@@ -50,22 +70,33 @@ impl TargetLanes {
         key: &[u8; 32],
         source_incarnation: u64,
         workers: &Workers,
+        basis: Option<Basis>,
         sinks: Vec<S>,
-    ) -> std::io::Result<(TargetLanes, mpsc::Receiver<String>)> {
-        let (failures, failed) = mpsc::channel(LANES);
-        let decoders = per_lane(Ledger::split(layout, key), |part| {
+    ) -> std::io::Result<(TargetLanes, mpsc::Receiver<LaneFault>)> {
+        let (faults, found) = mpsc::channel(LANES);
+        let mut parts = Ledger::split(layout, key);
+        if let Some(basis) = &basis {
+            basis.seed(&mut parts, None);
+        }
+        let decoders = per_lane(parts, |part| {
             Ok(Mutex::new(LaneDecoder::new(part, key, source_incarnation)?))
         })?;
         let shared = Arc::new(Shared {
             layout: layout.clone(),
             key: *key,
             decoders,
+            missing: std::array::from_fn(|_| Mutex::default()),
+            faults: faults.clone(),
         });
-        let work = run_lanes(connection, shared.clone(), workers.clone(), sinks);
+        let (of_lanes, workers) = (shared.clone(), workers.clone());
+        let work = async move {
+            let sinks = seed_all(basis, of_lanes.key, &workers, sinks).await?;
+            run_lanes(connection, of_lanes, workers, sinks).await
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(detail) = work.await {
-                let told = failures.send(detail).await;
+                let told = faults.send(LaneFault::Failed(detail)).await;
                 tracing::debug!(session = told.is_ok(), "lanes ended");
             }
         });
@@ -74,7 +105,7 @@ impl TargetLanes {
                 shared,
                 _tasks: tasks,
             },
-            failed,
+            found,
         ))
     }
 
@@ -85,6 +116,22 @@ impl TargetLanes {
             std::array::from_fn(|lane| lock(&self.shared.decoders[lane]));
         let parts = std::array::from_fn(|lane| guards[lane].ledger());
         Ledger::root(&self.shared.layout, &parts, &self.shared.key)
+    }
+
+    /// Pages that did not resolve and have not come again.
+    #[must_use]
+    pub fn missing_pages(&self) -> u64 {
+        let mut pages = 0;
+        for (decoder, missing) in self.shared.decoders.iter().zip(&self.shared.missing) {
+            let decoder = lock(decoder);
+            let mut missing = lock(missing);
+            missing.retain(|(at, version)| {
+                let now = decoder.ledger().get(*at);
+                now.is_none_or(|(_, now)| now <= *version)
+            });
+            pages += missing.len() as u64;
+        }
+        pages
     }
 
     /// Shows every announced page with its hash as applied. Locks lane by lane: for when they rest.
@@ -98,6 +145,68 @@ impl TargetLanes {
             }
         }
     }
+}
+
+/// Pages of the basis that reach the guest in one go.
+const SEED_PAGES: usize = 64;
+
+/// Puts the agreed ranges into the guest, every lane's sink on its worker. All of them are there
+/// before the first batch: a copy may name any lane's page.
+async fn seed_all<S: LaneSink>(
+    basis: Option<Basis>,
+    key: [u8; 32],
+    workers: &Workers,
+    sinks: Vec<S>,
+) -> Result<Vec<S>, String> {
+    let Some(basis) = basis else { return Ok(sinks) };
+    let zero = PageHasher::new(&key).zero();
+    let mut lanes = JoinSet::new();
+    for (lane, mut sink) in sinks.into_iter().enumerate() {
+        let (basis, workers) = (basis.clone(), workers.clone());
+        lanes.spawn(async move {
+            let work = move || (seed(&basis, lane, zero, &mut sink), sink);
+            (lane, workers.run(lane, work).await)
+        });
+    }
+    let mut seeded = Vec::with_capacity(LANES);
+    while let Some(joined) = lanes.join_next().await {
+        let (lane, result) = joined.map_err(|error| error.to_string())?;
+        let (result, sink) = result.ok_or("a worker thread is gone")?;
+        result.map_err(|error| format!("the basis cannot be written: {error}"))?;
+        seeded.push((lane, sink));
+    }
+    seeded.sort_by_key(|(lane, _)| *lane);
+    Ok(seeded.into_iter().map(|(_, sink)| sink).collect())
+}
+
+fn seed<S: LaneSink>(
+    basis: &Basis,
+    lane: usize,
+    zero: PageHash,
+    sink: &mut S,
+) -> std::io::Result<()> {
+    let lanes = crate::block::length_u32(LANES);
+    let mut content = [0; PAGE_SIZE];
+    let mut pages = 0;
+    for range in basis.agreed() {
+        if crate::block::index(range % lanes) != lane {
+            continue;
+        }
+        for (at, hash) in basis.hashes.pages(range) {
+            if hash == zero {
+                sink.seed(at, None)?;
+            } else {
+                basis.replica.read(at, &mut content)?;
+                sink.seed(at, Some(&content))?;
+                pages += 1;
+            }
+            if pages == SEED_PAGES {
+                pages = 0;
+                sink.batch_end(0)?;
+            }
+        }
+    }
+    sink.batch_end(0)
 }
 
 /// Runs all lanes until the first one fails; the others end with it.
@@ -162,13 +271,33 @@ impl<S: LaneSink> Lane<S> {
         let shared = self.shared.clone();
         let lane = self.index;
         let work = move || {
-            let applied = apply(&mut lock(&shared.decoders[lane]), item, &mut sink);
+            let mut decoder = lock(&shared.decoders[lane]);
+            let applied = apply(&mut decoder, item, &mut sink);
+            if let Ok(missing) = &applied {
+                note_missing(missing, &decoder, &shared.missing[lane]);
+            }
             (sink, applied)
         };
         let result = self.workers.run(lane, work).await;
         let (sink, applied) = result.ok_or("a worker thread is gone")?;
         self.sink = Some(sink);
-        applied
+        let missing = applied?;
+        if !missing.is_empty() {
+            let told = self.shared.faults.send(LaneFault::Missing(missing)).await;
+            told.map_err(|_| "the session has ended")?;
+        }
+        Ok(())
+    }
+}
+
+fn note_missing(runs: &[PageRun], decoder: &LaneDecoder, missing: &Mutex<Vec<(PageAddress, u32)>>) {
+    let mut missing = lock(missing);
+    for run in runs {
+        for page in run.first.page..run.first.page + u32::from(run.count) {
+            let at = PageAddress { page, ..run.first };
+            let version = decoder.ledger().get(at).map_or(0, |(_, version)| version);
+            missing.push((at, version));
+        }
     }
 }
 
@@ -176,20 +305,23 @@ fn apply<S: LaneSink>(
     decoder: &mut LaneDecoder,
     item: LaneItem,
     sink: &mut S,
-) -> Result<(), String> {
+) -> Result<Vec<PageRun>, String> {
     let wire_bytes = item.wire_bytes() as u64;
+    let mut missing = Vec::new();
     match item {
-        LaneItem::Header(header) => decoder.open(&header).map_err(|error| error.to_string()),
+        LaneItem::Header(header) => decoder.open(&header).map_err(|error| error.to_string())?,
         LaneItem::Batch(body) => {
-            decoder
+            missing = decoder
                 .apply(&body, sink)
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| error.to_string())?
+                .missing;
             sink.batch_end(wire_bytes)
-                .map_err(|error| error.to_string())
+                .map_err(|error| error.to_string())?;
         }
         LaneItem::Mark { barrier } => {
             decoder.ledger_mut().refresh();
-            sink.mark(barrier).map_err(|error| error.to_string())
+            sink.mark(barrier).map_err(|error| error.to_string())?;
         }
     }
+    Ok(missing)
 }
