@@ -29,7 +29,9 @@ pub(crate) enum Verb {
     Send(command::send::SendArgs),
     Status(command::status::StatusArgs),
     Resolve(command::resolve::ResolveArgs),
-    /// Measure (the link to a peer).
+    Checkpoint(command::checkpoint::CheckpointArgs),
+    Content(command::content::ContentArgs),
+    /// Measure: the link to a peer, the engine on this host.
     #[command(subcommand)]
     Bench(Bench),
 }
@@ -38,6 +40,7 @@ pub(crate) enum Verb {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     Link(command::bench_link::BenchLinkArgs),
+    Engine(command::bench_engine::BenchEngineArgs),
 }
 
 /// `--verify`.

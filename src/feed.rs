@@ -21,6 +21,8 @@ use transport::block::{BlockSpec, LANES, PageAddress, Replica, Sink};
 use transport::quic::driver::LaneSink;
 use transport::wire::tail;
 
+use crate::shared::Shared;
+
 /// Decoded batches that wait for QEMU: each at most 256 KiB of pages, so at most 4 MiB.
 const WAITING_MAX: usize = 16;
 /// Number of our ram section: QEMU's own sections count from 0, so it meets none of them.
@@ -153,12 +155,12 @@ impl Feeder {
     }
 
     /// Where a lane's decoded pages go.
-    pub(crate) fn sink(&self, lane: usize, replica: Option<Arc<dyn Replica>>) -> FeedSink {
+    pub(crate) fn sink(&self, lane: usize, elsewhere: Elsewhere) -> FeedSink {
         FeedSink {
             lane,
             queue: self.queue.clone(),
             batch: Batch::default(),
-            replica,
+            elsewhere,
             is_seeding: false,
         }
     }
@@ -183,14 +185,22 @@ impl Feeder {
     }
 }
 
+/// What this host holds beside target QEMU.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Elsewhere {
+    /// The image as applied, kept for the next trip, read for copies and deltas.
+    pub(crate) replica: Option<Arc<dyn Replica>>,
+    /// Disk images that the source may name.
+    pub(crate) shared: Option<Shared>,
+}
+
 /// A lane's way to the feeding thread.
 #[derive(Debug, Clone)]
 pub(crate) struct FeedSink {
     lane: usize,
     queue: SyncSender<Feed>,
     batch: Batch,
-    /// The image as applied, kept for the next trip, read for copies and deltas.
-    replica: Option<Arc<dyn Replica>>,
+    elsewhere: Elsewhere,
     /// The batch is of the basis: the replica has it.
     is_seeding: bool,
 }
@@ -208,8 +218,15 @@ impl Sink for FeedSink {
     }
 
     fn read(&mut self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()> {
-        match &self.replica {
+        match &self.elsewhere.replica {
             Some(replica) => replica.read(at, into),
+            None => Err(std::io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    fn known(&mut self, number: u32, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()> {
+        match &self.elsewhere.shared {
+            Some(shared) => shared.index.read(number, into),
             None => Err(std::io::ErrorKind::Unsupported.into()),
         }
     }
@@ -253,10 +270,12 @@ impl FeedSink {
     /// Writes a batch into the replica, neighbours in one go. One that fails is used no more: the
     /// guest moves without it.
     fn keep(&mut self, batch: &Batch) {
-        let Some(replica) = &self.replica else { return };
+        let Some(replica) = &self.elsewhere.replica else {
+            return;
+        };
         if let Err(error) = batch.write_into(&**replica) {
             tracing::warn!(%error, "the checkpoint is not kept any further");
-            self.replica = None;
+            self.elsewhere.replica = None;
         }
     }
 

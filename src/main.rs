@@ -20,6 +20,7 @@ mod prove;
 mod relay;
 mod report;
 mod settling;
+mod shared;
 mod signals;
 mod source;
 mod state_dir;
@@ -73,7 +74,10 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Verb::Send(args) => command::send::run(args).await,
             Verb::Status(args) => command::status::run(&args),
             Verb::Resolve(args) => command::resolve::run(args).await,
+            Verb::Checkpoint(args) => command::checkpoint::run(&args),
+            Verb::Content(args) => command::content::run(&args),
             Verb::Bench(Bench::Link(args)) => command::bench_link::run(args).await,
+            Verb::Bench(Bench::Engine(args)) => command::bench_engine::run(args).await,
         }
     })
 }

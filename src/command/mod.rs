@@ -1,6 +1,9 @@
 //! One file per verb.
 
+pub(crate) mod bench_engine;
 pub(crate) mod bench_link;
+pub(crate) mod checkpoint;
+pub(crate) mod content;
 pub(crate) mod identity;
 pub(crate) mod receive;
 pub(crate) mod resolve;

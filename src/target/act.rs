@@ -17,11 +17,12 @@ use transport::wire::{Frame, Offer, RunState, Verify};
 use super::driver::Driver;
 use crate::control::socket_path;
 use crate::fault;
-use crate::feed::{FeedSink, Feeder};
+use crate::feed::{Elsewhere, FeedSink, Feeder};
 use crate::journal::{Step, hex};
 use crate::kept::{Kept, Whose};
 use crate::peer::{meet_again, send_frame};
 use crate::prove;
+use crate::shared::Answering;
 use crate::vm::Vm;
 use crate::waiting::now;
 
@@ -77,7 +78,7 @@ impl Driver {
         }
     }
 
-    async fn send(&mut self, frame: Frame) {
+    pub(super) async fn send(&mut self, frame: Frame) {
         if matches!(frame, Frame::Loaded { .. }) {
             fault::point("target-before-loaded");
         }
@@ -108,8 +109,23 @@ impl Driver {
         self.fed = Some(fed);
         Ok(Offer {
             readable: self.kept.is_some(),
-            known_pages: 0,
+            known_pages: self.open_shared().await?,
         })
+    }
+
+    /// Waits for the index of shared images; returns how many pages it can name.
+    async fn open_shared(&mut self) -> anyhow::Result<u32> {
+        let Some(opening) = self.opening.take() else {
+            return Ok(0);
+        };
+        self.shared = opening.await.ok().flatten();
+        let (Some(shared), Some(layout)) = (&self.shared, &self.layout) else {
+            return Ok(0);
+        };
+        let (answering, answers) = Answering::start(shared, layout.pages_total())?;
+        self.answering = Some(answering);
+        self.answers = Some(answers);
+        Ok(shared.known_pages())
     }
 
     /// Opens what this side has kept and hashes it beside this loop.
@@ -162,7 +178,10 @@ impl Driver {
         let (Some(peer), Some(feeder)) = (&self.peer, &self.feeder) else {
             return;
         };
-        let (connection, sink) = (peer.connection.clone(), feeder.sink(0, None));
+        let (connection, sink) = (
+            peer.connection.clone(),
+            feeder.sink(0, Elsewhere::default()),
+        );
         let (workers, inputs) = (self.workers.clone(), self.inputs.clone());
         tokio::spawn(async move {
             if let Err(error) = take_relay(&connection, sink, &workers).await {
@@ -185,7 +204,10 @@ impl Driver {
             .map(|lane| {
                 feeder.sink(
                     lane,
-                    self.kept.as_ref().map(|kept| kept.replica.clone() as _),
+                    Elsewhere {
+                        replica: self.kept.as_ref().map(|kept| kept.replica.clone() as _),
+                        shared: self.shared.clone(),
+                    },
                 )
             })
             .collect();

@@ -22,6 +22,7 @@ use crate::journal::{Entry, Journal};
 use crate::kept::Kept;
 use crate::peer::{Door, Me, Peer, next_frame, send_frame};
 use crate::progress::{Progress, Snapshot};
+use crate::shared::{Answering, Shared};
 use crate::signals::Signals;
 use crate::tally::Tally;
 use crate::vm::Vm;
@@ -67,6 +68,10 @@ pub(super) struct Driver {
     pub(super) layout: Option<Arc<Layout>>,
     pub(super) nonce: [u8; 16],
     pub(super) kept: Option<Kept>,
+    pub(super) opening: Option<JoinHandle<Option<Shared>>>,
+    pub(super) shared: Option<Shared>,
+    pub(super) answering: Option<Answering>,
+    pub(super) answers: Option<mpsc::Receiver<Frame>>,
     pub(super) hashing: Option<JoinHandle<Option<Arc<RangeHashes>>>>,
     pub(super) hashes: Option<Arc<RangeHashes>>,
     pub(super) agreed: Option<mpsc::Receiver<(Bytes, Option<Arc<RangeHashes>>)>>,
@@ -96,6 +101,11 @@ impl Driver {
     pub(super) fn new(start: Start) -> anyhow::Result<Driver> {
         let now = now();
         let nonce = crate::peer::random();
+        let opening = Shared::open(
+            start.options.state.clone(),
+            start.peer.connection.peer(),
+            start.peer.secret,
+        );
         let config = Config {
             attempt: start.peer.agreed.attempt,
             incarnation: start.me.incarnation,
@@ -124,6 +134,10 @@ impl Driver {
             layout: None,
             nonce,
             kept: None,
+            opening: Some(tokio::spawn(opening)),
+            shared: None,
+            answering: None,
+            answers: None,
             hashing: None,
             hashes: None,
             agreed: None,
@@ -193,6 +207,7 @@ impl Driver {
                     LaneFault::Failed(detail) => Input::LaneFailed(detail),
                 });
             },
+            answer = next(&mut self.answers) => self.send(answer).await,
             (basis, hashes) = next(&mut self.agreed) => {
                 self.agreed = None;
                 self.hashes = hashes;
@@ -215,6 +230,16 @@ impl Driver {
     }
 
     fn frame(&mut self, frame: Frame) {
+        if let Frame::Query { first, prefixes } = &frame
+            && !self
+                .answering
+                .as_mut()
+                .is_some_and(|answering| answering.ask(*first, prefixes))
+        {
+            let detail = "the source asks for more than there is to know".into();
+            self.machine.handle(now(), Input::LaneFailed(detail));
+            return;
+        }
         if let Frame::Commit { .. } = frame {
             crate::fault::point("target-before-committed");
         }

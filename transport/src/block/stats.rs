@@ -59,6 +59,28 @@ impl BatchStats {
     }
 }
 
+impl BatchStats {
+    /// What was added since an earlier look.
+    #[must_use]
+    pub fn since(&self, earlier: &BatchStats) -> BatchStats {
+        let amount = |now: Amount, then: Amount| Amount {
+            pages: now.pages - then.pages,
+            bytes: now.bytes - then.bytes,
+        };
+        BatchStats {
+            same: amount(self.same, earlier.same),
+            zero: amount(self.zero, earlier.zero),
+            copy: amount(self.copy, earlier.copy),
+            known: amount(self.known, earlier.known),
+            delta: amount(self.delta, earlier.delta),
+            literal: amount(self.literal, earlier.literal),
+            raw: amount(self.raw, earlier.raw),
+            batches: self.batches - earlier.batches,
+            frame_bytes: self.frame_bytes - earlier.frame_bytes,
+        }
+    }
+}
+
 impl AddAssign for BatchStats {
     fn add_assign(&mut self, other: Self) {
         self.same += other.same;
