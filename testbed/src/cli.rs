@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::arm::{QEMU_ARMS, STAGES};
 use crate::link_run;
 use crate::progress::Progress;
-use crate::report::{Document, Folder, table};
+use crate::report::{Folder, Results, table, write_page};
 use crate::run::{self, Options};
 use crate::scenario::{self, Scenario};
 
@@ -25,10 +25,11 @@ struct Cli {
 enum Verb {
     /// Names of scenarios, links and arms.
     List,
-    /// Run a scenario and print its table.
+    /// Run scenarios and print their tables.
     Run {
-        /// FAMILY/LINK, link/LINK, demo or smoke.
-        name: String,
+        /// FAMILY/LINK, link/LINK, demo or smoke; one or more.
+        #[arg(required = true)]
+        names: Vec<String>,
         /// An arm instead of the scenario's own; may be given again.
         #[arg(long = "arm")]
         arms: Vec<String>,
@@ -38,14 +39,17 @@ enum Verb {
         /// Leave the files of each lab behind, and say where.
         #[arg(long)]
         keep: bool,
-        /// Go on in the folder of an earlier call.
+        /// Where results go; runs that an earlier call finished there are not run again.
         #[arg(long, value_name = "DIR")]
         resume: Option<PathBuf>,
-        /// Write the report here as well.
+        /// Length of the guest's stay at the client, where the scenario is its way back.
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..100_000))]
+        stay: Option<u32>,
+        /// Write the report of the only scenario here as well.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
     },
-    /// Print the table of an earlier call.
+    /// Print the tables of an earlier call, and write its page with charts.
     Report {
         /// Its folder.
         dir: PathBuf,
@@ -75,26 +79,31 @@ impl Verb {
         match self {
             Self::List => list().map(|()| true),
             Self::Run {
-                name,
+                names,
                 arms,
                 repeat,
                 keep,
                 resume,
+                stay,
                 report,
             } => {
+                if report.is_some() && names.len() > 1 {
+                    bail!("--report is for one scenario: see `testbed report` for more");
+                }
+                let folder = match resume {
+                    Some(path) => Folder::open(&path)?,
+                    None => Folder::new(&names)?,
+                };
                 let options = Options {
                     arms,
                     repeat,
                     keep,
-                    resume,
-                    report,
+                    stay,
+                    folder,
                 };
-                match name.strip_prefix("link/") {
-                    Some(link) => run_link(link, &options),
-                    None => run_named(&name, &options),
-                }
+                run_all(&names, &options, report.as_deref())
             }
-            Self::Report { dir } => report(&dir).map(|()| true),
+            Self::Report { dir } => report(&Folder::open(&dir)?).map(|()| true),
         }
     }
 }
@@ -106,41 +115,90 @@ fn require_root() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(dir: &Path) -> anyhow::Result<()> {
-    let folder = Folder::open(dir)?;
-    let path = dir.join("report.json");
-    let any: Document<serde_json::Value> = folder.document()?;
-    match any.kind.as_str() {
-        "link" => print(&folder.document()?, link_run::table, &path),
-        _ => print(&folder.document()?, table, &path),
+/// Runs one after the other. A lab that breaks in one scenario does not take the others with it.
+fn run_all(names: &[String], options: &Options, copy: Option<&Path>) -> anyhow::Result<bool> {
+    require_root()?;
+    for name in names {
+        // A wrong name is found before the first run, which may take hours.
+        if !name.starts_with("link/") {
+            Scenario::named(name)?;
+        }
     }
+    let mut well = true;
+    let mut broken = Vec::new();
+    for name in names {
+        match run_one(name, options, copy) {
+            Ok(all_well) => well &= all_well,
+            Err(error) if names.len() > 1 => {
+                eprintln!("testbed: {name}: {error:#}");
+                broken.push(name.as_str());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    say(&format!("results: {}", options.folder.path().display()));
+    if names.len() > 1 {
+        report(&options.folder)?;
+    }
+    if !broken.is_empty() {
+        bail!("the lab broke in {}", broken.join(", "));
+    }
+    Ok(well)
+}
+
+fn run_one(name: &str, options: &Options, copy: Option<&Path>) -> anyhow::Result<bool> {
+    let progress = Progress::shown();
+    let results = match name.strip_prefix("link/") {
+        Some(link) => Results::Link(link_run::run(link, options, &progress)?),
+        None => {
+            let mut scenario = Scenario::named(name)?;
+            if let Some(seconds) = options.stay {
+                scenario.set_stay(seconds)?;
+            }
+            progress.note(&format!("{}: {}", scenario.name, scenario.about));
+            Results::Migration(run::migration(&scenario, options, &progress)?)
+        }
+    };
+    drop(progress);
+    print(&results);
+    match (&results, copy) {
+        (Results::Link(document), Some(path)) => crate::report::write(path, document)?,
+        (Results::Migration(document), Some(path)) => crate::report::write(path, document)?,
+        (_, None) => {}
+    }
+    Ok(match &results {
+        Results::Link(document) => link_run::all_well(document),
+        Results::Migration(document) => run::all_well(document),
+    })
+}
+
+/// Tables of all scenarios in a folder, and the page.
+fn report(folder: &Folder) -> anyhow::Result<()> {
+    let parts = folder.parts()?;
+    if parts.is_empty() {
+        bail!("no results in {}", folder.path().display());
+    }
+    let results: Vec<Results> = parts
+        .iter()
+        .map(Results::of)
+        .collect::<anyhow::Result<_>>()?;
+    results.iter().for_each(print);
+    let page = write_page(folder.path(), &results)?;
+    say(&format!("page: {}", page.display()));
     Ok(())
 }
 
-fn run_link(link: &str, options: &Options) -> anyhow::Result<bool> {
-    require_root()?;
-    let progress = Progress::shown();
-    let (document, path) = link_run::run(link, options, &progress)?;
-    drop(progress);
-    print(&document, link_run::table, &path);
-    Ok(link_run::all_well(&document))
+fn print(results: &Results) {
+    let (name, table) = match results {
+        Results::Link(document) => (&document.scenario, link_run::table(&document.runs)),
+        Results::Migration(document) => (&document.scenario, table(&document.runs)),
+    };
+    say(&format!("\n{name}\n{table}"));
 }
 
-fn run_named(name: &str, options: &Options) -> anyhow::Result<bool> {
-    require_root()?;
-    let scenario = Scenario::named(name)?;
-    let progress = Progress::shown();
-    progress.note(&format!("{}: {}", scenario.name, scenario.about));
-    let (document, path) = run::migration(&scenario, options, &progress)?;
-    drop(progress);
-    print(&document, table, &path);
-    Ok(run::all_well(&document))
-}
-
-#[expect(clippy::print_stdout, reason = "the table is what the command is for")]
-fn print<R>(document: &Document<R>, table: fn(&[R]) -> String, path: &Path) {
-    print!("\n{}\n{}\n", document.scenario, table(&document.runs));
-    println!("report: {}", path.display());
+#[expect(clippy::print_stdout, reason = "tables are what the command is for")]
+fn say(text: &str) {
+    println!("{text}");
 }
 
 #[expect(clippy::print_stdout, reason = "the list is what the command is for")]

@@ -109,6 +109,17 @@ impl Scenario {
         })
     }
 
+    /// Makes the guest's stay at the client shorter or longer.
+    ///
+    /// # Errors
+    /// When the scenario has none.
+    pub fn set_stay(&mut self, seconds: u32) -> anyhow::Result<()> {
+        let stay = self.past.stay.as_mut();
+        stay.with_context(|| format!("{} is no way back", self.name))?
+            .seconds = seconds;
+        Ok(())
+    }
+
     /// Which way the guest goes.
     #[must_use]
     pub fn way(&self) -> Way {

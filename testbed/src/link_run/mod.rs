@@ -7,7 +7,6 @@ mod table;
 mod transfer;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use crate::clock;
 use crate::lab::{CLIENT_ADDRESS, Lab, LabOptions};
 use crate::probe::{PingLog, PingProbe};
 use crate::progress::Progress;
-use crate::report::{self, Document, Folder};
+use crate::report::Document;
 use crate::run::Options;
 use crate::wan::LinkJson;
 
@@ -104,15 +103,12 @@ pub fn run(
     link_name: &str,
     options: &Options,
     progress: &Progress,
-) -> anyhow::Result<(Document<LinkRun>, PathBuf)> {
+) -> anyhow::Result<Document<LinkRun>> {
     let Some(link) = testbed_link::named(link_name) else {
         bail!("no link {link_name}: see `testbed list`");
     };
     let scenario = format!("link/{link_name}");
-    let folder = match &options.resume {
-        Some(path) => Folder::open(path)?,
-        None => Folder::new(&scenario)?,
-    };
+    let folder = options.folder.part(&scenario)?;
     let mut link_json = serde_json::to_value(LinkJson::from(&link))?;
     link_json["name"] = json!(link_name);
     let mut document = Document {
@@ -140,12 +136,8 @@ pub fn run(
             folder.finish(&document)?;
         }
     }
-    let path = folder.finish(&document)?;
-    if let Some(copy) = &options.report {
-        report::write(copy, &document)?;
-        return Ok((document, copy.clone()));
-    }
-    Ok((document, path))
+    folder.finish(&document)?;
+    Ok(document)
 }
 
 fn asked_arms(options: &Options) -> anyhow::Result<Vec<LinkArm>> {

@@ -1,5 +1,5 @@
-//! The folder of one call of `testbed run`: a file per finished run, so that a broken call can be
-//! resumed, the logs of each, and the whole document.
+//! The folder of one call of `testbed run`: one folder for each scenario, and in it a file for each
+//! finished run, so that a broken call can be resumed, the logs of each, and the whole document.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use anyhow::Context;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Document;
+use super::{Document, MigrationRun};
+use crate::arm::Arm;
 use crate::clock;
 
 /// A results folder.
@@ -18,19 +19,19 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// A new one beside the lab's own program, named after scenario and time.
+    /// A new one beside the lab's own program, for scenarios of these names.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn new(scenario: &str) -> anyhow::Result<Self> {
+    pub fn new(scenarios: &[String]) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("where is this program?")?;
         let target = program.ancestors().nth(2).unwrap_or(Path::new("."));
         let seconds = clock::epoch_us() / 1_000_000;
-        Self::open(
-            &target
-                .join("lab")
-                .join(format!("{}-{seconds}", scenario.replace('/', "-"))),
-        )
+        let name = match scenarios {
+            [one] => one.replace('/', "-"),
+            _ => "matrix".to_owned(),
+        };
+        Self::open(&target.join("lab").join(format!("{name}-{seconds}")))
     }
 
     /// One that is there already, or is made.
@@ -42,6 +43,34 @@ impl Folder {
         Ok(Self {
             path: path.to_owned(),
         })
+    }
+
+    /// The part of one scenario, made if it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn part(&self, scenario: &str) -> anyhow::Result<Self> {
+        Self::open(&self.path.join(scenario.replace('/', "-")))
+    }
+
+    /// Folders of scenarios below this one, or this one itself if it is one of a scenario: those
+    /// that hold a document, by name.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn parts(&self) -> anyhow::Result<Vec<Self>> {
+        if self.document_path().exists() {
+            return Ok(vec![self.clone()]);
+        }
+        let entries = fs::read_dir(&self.path)
+            .with_context(|| format!("cannot read {}", self.path.display()))?;
+        let mut found: Vec<Self> = entries
+            .flatten()
+            .map(|entry| Self { path: entry.path() })
+            .filter(|part| part.document_path().exists())
+            .collect();
+        found.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(found)
     }
 
     /// Its path.
@@ -68,14 +97,39 @@ impl Folder {
         serde_json::from_slice(&text).ok()
     }
 
-    /// Writes the whole document; the path of it.
+    /// Runs of a migration that were finished before, of arms that are not among these.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn others(&self, arms: &[Arm]) -> anyhow::Result<Vec<MigrationRun>> {
+        let arms: Vec<String> = arms.iter().map(ToString::to_string).collect();
+        let mut found: Vec<MigrationRun> = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let named = name
+                .strip_prefix("run-")
+                .map(|rest| rest.trim_end_matches(".json"));
+            let Some((arm, repeat)) = named.and_then(|rest| rest.rsplit_once('-')) else {
+                continue;
+            };
+            if let (false, Ok(repeat)) = (arms.iter().any(|asked| asked == arm), repeat.parse()) {
+                found.extend(self.kept::<MigrationRun>(arm, repeat));
+            }
+        }
+        found.sort_by(|one, other| (one.repeat, &one.arm).cmp(&(other.repeat, &other.arm)));
+        Ok(found)
+    }
+
+    /// Writes the whole document.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn finish<R: Serialize>(&self, document: &Document<R>) -> anyhow::Result<PathBuf> {
-        let path = self.path.join("report.json");
-        write(&path, document)?;
-        Ok(path)
+    pub fn finish<R: Serialize>(&self, document: &Document<R>) -> anyhow::Result<()> {
+        write(&self.document_path(), document)
+    }
+
+    fn document_path(&self) -> PathBuf {
+        self.path.join("report.json")
     }
 
     /// The whole document.
@@ -83,7 +137,7 @@ impl Folder {
     /// # Errors
     /// When there is none.
     pub fn document<R: DeserializeOwned>(&self) -> anyhow::Result<Document<R>> {
-        let path = self.path.join("report.json");
+        let path = self.document_path();
         let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("{} is broken", path.display()))
     }

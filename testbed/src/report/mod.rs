@@ -1,8 +1,11 @@
-//! What a run of the lab found, as JSON (schema 1) and as a table.
+//! What a run of the lab found, as JSON (schema 1), as a table, and as one
+//! page with charts.
 //!
 //! A field that was not measured is `null`, never 0.
 
 mod folder;
+mod page;
+mod summary;
 mod table;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +13,8 @@ use serde_json::Value;
 
 pub use folder::Folder;
 pub(crate) use folder::write;
+pub use page::{Results, page, write as write_page};
+pub use summary::{FigureOf, OURS, REFERENCE, Spread, Summary, comparison, summaries};
 pub use table::table;
 
 /// One scenario's runs.

@@ -1,6 +1,7 @@
 //! Runs as a table for people.
 
-use super::{MigrationRun, Outcome, WRITES_SHARE_MIN};
+use super::summary::{comparison, is_slowed};
+use super::{MigrationRun, Outcome};
 
 const COLUMNS: [&str; 12] = [
     "arm",
@@ -17,7 +18,7 @@ const COLUMNS: [&str; 12] = [
     "errors",
 ];
 
-/// The table, and under it what its marks mean.
+/// The table, and under it what its marks mean and how the product compares.
 pub fn table(runs: &[MigrationRun]) -> String {
     let mut rows = vec![COLUMNS.map(str::to_owned)];
     rows.extend(runs.iter().map(row));
@@ -50,12 +51,8 @@ pub fn table(runs: &[MigrationRun]) -> String {
             text.push_str(&format!("{} {}: {reason}\n", run.arm, run.repeat));
         }
     }
+    text.push_str(&comparison(runs));
     text
-}
-
-fn is_slowed(run: &MigrationRun) -> bool {
-    run.guest_writes_share
-        .is_some_and(|share| share < WRITES_SHARE_MIN)
 }
 
 fn row(run: &MigrationRun) -> [String; COLUMNS.len()] {

@@ -4,8 +4,6 @@ mod figures;
 mod migration;
 mod watch;
 
-use std::path::PathBuf;
-
 use anyhow::Context;
 use serde_json::json;
 
@@ -13,7 +11,7 @@ use crate::arm::Arm;
 use crate::guest::{Image, State};
 use crate::lab::{Lab, LabOptions};
 use crate::progress::Progress;
-use crate::report::{self, Document, Folder, MigrationRun, Outcome};
+use crate::report::{Document, Folder, MigrationRun, Outcome};
 use crate::scenario::Scenario;
 use crate::stores::Stores;
 use crate::wan::LinkJson;
@@ -27,10 +25,10 @@ pub struct Options {
     pub repeat: u32,
     /// Leave each lab's files behind.
     pub keep: bool,
-    /// A folder of an earlier call, whose finished runs are taken over.
-    pub resume: Option<PathBuf>,
-    /// A copy of the report.
-    pub report: Option<PathBuf>,
+    /// Another length of the guest's stay at the client, in seconds.
+    pub stay: Option<u32>,
+    /// Where results go; runs that are finished there are taken over.
+    pub folder: Folder,
 }
 
 /// Runs a scenario of kind `migration` and writes its report.
@@ -41,12 +39,9 @@ pub fn migration(
     scenario: &Scenario,
     options: &Options,
     progress: &Progress,
-) -> anyhow::Result<(Document<MigrationRun>, PathBuf)> {
+) -> anyhow::Result<Document<MigrationRun>> {
     let arms = asked_arms(scenario, options)?;
-    let folder = match &options.resume {
-        Some(path) => Folder::open(path)?,
-        None => Folder::new(&scenario.name)?,
-    };
+    let folder = options.folder.part(&scenario.name)?;
     let image = Image::ready(progress)?;
     let (machine, past) = (&scenario.machine, &scenario.past);
     let state = State::after(&image, machine, past, progress)?;
@@ -63,13 +58,16 @@ pub fn migration(
         kind: "migration".to_owned(),
         scenario: scenario.name.clone(),
         link: link_json(scenario)?,
-        guest: serde_json::to_value(&scenario.machine)?,
-        runs: Vec::new(),
+        guest: guest_json(scenario)?,
+        // Arms that an earlier call ran and this one does not.
+        runs: folder.others(&arms)?,
     };
     let all = arms.len() * usize::try_from(options.repeat)?;
+    let mut place = 0;
     for repeat in 1..=options.repeat {
         for arm in &arms {
             let name = arm.to_string();
+            place += 1;
             if let Some(run) = folder.kept::<MigrationRun>(&name, repeat) {
                 progress.note(&format!("{name} {repeat}: taken over"));
                 document.runs.push(run);
@@ -79,7 +77,7 @@ pub fn migration(
                 scenario,
                 arm,
                 repeat,
-                place: (document.runs.len() + 1, all),
+                place: (place, all),
                 image: &image,
                 state: &state,
                 stores: stores.as_ref(),
@@ -94,12 +92,8 @@ pub fn migration(
             folder.finish(&document)?;
         }
     }
-    let path = folder.finish(&document)?;
-    if let Some(copy) = &options.report {
-        report::write(copy, &document)?;
-        return Ok((document, copy.clone()));
-    }
-    Ok((document, path))
+    folder.finish(&document)?;
+    Ok(document)
 }
 
 fn asked_arms(scenario: &Scenario, options: &Options) -> anyhow::Result<Vec<Arm>> {
@@ -133,6 +127,14 @@ fn lab(scenario: &Scenario, seed: u64) -> anyhow::Result<Lab> {
 fn link_json(scenario: &Scenario) -> anyhow::Result<serde_json::Value> {
     let mut value = serde_json::to_value(LinkJson::from(&scenario.link))?;
     value["name"] = json!(scenario.link_name);
+    Ok(value)
+}
+
+/// The machine, and what the guest and the target went through.
+fn guest_json(scenario: &Scenario) -> anyhow::Result<serde_json::Value> {
+    let mut value = serde_json::to_value(&scenario.machine)?;
+    value["past"] = serde_json::to_value(&scenario.past)?;
+    value["known"] = json!(scenario.known);
     Ok(value)
 }
 

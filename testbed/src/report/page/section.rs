@@ -1,0 +1,300 @@
+//! The parts of the page: the overview, and one part for each scenario.
+
+use serde_json::Value;
+
+use super::chart::{self, Bar, Stack};
+use super::{Results, escape};
+use crate::link_run::LinkRun;
+use crate::report::{
+    Document, FigureOf, MigrationRun, OURS, REFERENCE, Spread, Summary, summaries,
+};
+
+/// What is shown of every arm, in this order.
+struct Figure {
+    name: &'static str,
+    /// The value is divided by this to be shown.
+    unit: f64,
+    digits: usize,
+    of: FigureOf,
+}
+
+const FIGURES: [Figure; 4] = [
+    Figure {
+        name: "total time, s",
+        unit: 1e3,
+        digits: 1,
+        of: |summary| summary.total_ms,
+    },
+    Figure {
+        name: "on the wire, MB",
+        unit: 1e6,
+        digits: 1,
+        of: |summary| summary.wire_bytes,
+    },
+    Figure {
+        name: "downtime, ms",
+        unit: 1.0,
+        digits: 0,
+        of: |summary| summary.downtime_ms,
+    },
+    Figure {
+        name: "outage for a user, ms",
+        unit: 1.0,
+        digits: 0,
+        of: |summary| summary.outage_ms,
+    },
+];
+
+/// The product beside the arm that it is compared with, a line for each scenario that has both.
+pub(super) fn overview(results: &[Results]) -> String {
+    let mut rows = String::new();
+    for results in results {
+        let Results::Migration(document) = results else {
+            continue;
+        };
+        let all = summaries(&document.runs);
+        let named = |name: &str| all.iter().find(|summary| summary.arm == name);
+        let (Some(ours), Some(reference)) = (named(OURS), named(REFERENCE)) else {
+            continue;
+        };
+        let anchor = anchor(&document.scenario);
+        rows.push_str(&format!(
+            "<tr><td><a href='#{anchor}'>{}</a></td>",
+            escape(&document.scenario)
+        ));
+        for figure in &FIGURES {
+            let value = (figure.of)(ours).map(|value| shown(value.median, figure));
+            let value = value.unwrap_or("-".to_owned());
+            let ratio = ratio(ours.ratio(reference, figure.of));
+            rows.push_str(&format!("<td>{value}</td><td>{ratio}</td>"));
+        }
+        rows.push_str("</tr>\n");
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let names: String = FIGURES
+        .iter()
+        .map(|figure| format!("<th>{}</th><th>ratio</th>", figure.name))
+        .collect();
+    format!(
+        "<section><h2>Overview</h2><p>{OURS}, and each figure over that of {REFERENCE} on the same \
+         guest and link.</p><div class='scroll'><table><tr><th>scenario</th>{names}</tr>\n{rows}\
+         </table></div></section>\n"
+    )
+}
+
+/// One scenario: table, bars, and what crossed by encoding.
+pub(super) fn migration(document: &Document<MigrationRun>) -> String {
+    let all = summaries(&document.runs);
+    let mut charts: String = FIGURES[..3]
+        .iter()
+        .map(|figure| {
+            let bars: Vec<Bar> = all.iter().map(|summary| bar(summary, figure)).collect();
+            chart::bars(figure.name, figure.digits, &bars)
+        })
+        .collect();
+    let stacks: Vec<Stack> = all.iter().filter_map(stack).collect();
+    if !stacks.is_empty() {
+        charts.push_str(&chart::stacked("sent by encoding, MB", 1, &stacks));
+    }
+    format!(
+        "<section id='{}'><h2>{}</h2><p>{}</p><div class='scroll'><table>{}</table></div>{}\
+         <div class='charts'>{charts}</div></section>\n",
+        anchor(&document.scenario),
+        escape(&document.scenario),
+        escape(&setting(document)),
+        rows(&all),
+        notes(&all, &document.runs),
+    )
+}
+
+fn rows(all: &[Summary]) -> String {
+    let reference = all.iter().find(|summary| summary.arm == REFERENCE);
+    let names: String = FIGURES
+        .iter()
+        .map(|figure| format!("<th>{}</th>", figure.name))
+        .collect();
+    let mut text = format!("<tr><th>arm</th><th>arrived</th>{names}");
+    if reference.is_some() {
+        text.push_str("<th>time ratio</th><th>wire ratio</th>");
+    }
+    text.push_str("</tr>\n");
+    for summary in all {
+        let class = if summary.arm == OURS {
+            " class='ours'"
+        } else {
+            ""
+        };
+        let mark = if summary.slowed { " *" } else { "" };
+        text.push_str(&format!(
+            "<tr{class}><td>{}{mark}</td><td>{} of {}</td>",
+            escape(&summary.arm),
+            summary.arrived,
+            summary.runs
+        ));
+        for figure in &FIGURES {
+            text.push_str(&cell((figure.of)(summary), figure));
+        }
+        if let Some(reference) = reference {
+            for figure in &FIGURES[..2] {
+                let ratio = ratio(summary.ratio(reference, figure.of));
+                text.push_str(&format!("<td>{ratio}</td>"));
+            }
+        }
+        text.push_str("</tr>\n");
+    }
+    text
+}
+
+fn cell(value: Option<Spread>, figure: &Figure) -> String {
+    let Some(value) = value else {
+        return "<td>-</td>".to_owned();
+    };
+    let median = shown(value.median, figure);
+    if value.max <= value.min {
+        return format!("<td>{median}</td>");
+    }
+    let (min, max) = (shown(value.min, figure), shown(value.max, figure));
+    format!("<td>{median} <small>{min}\u{2013}{max}</small></td>")
+}
+
+fn shown(value: f64, figure: &Figure) -> String {
+    let digits = figure.digits;
+    let value = value / figure.unit;
+    // Small amounts would all be 0.0 or 0.1.
+    match value < 10.0 && digits > 0 {
+        true => format!("{value:.2}"),
+        false => format!("{value:.digits$}"),
+    }
+}
+
+fn ratio(ratio: Option<f64>) -> String {
+    match ratio {
+        Some(ratio) if ratio < 1.0 => format!("<span class='good'>{ratio:.2}</span>"),
+        Some(ratio) => format!("<span>{ratio:.2}</span>"),
+        None => "-".to_owned(),
+    }
+}
+
+fn bar(summary: &Summary, figure: &Figure) -> Bar {
+    let value = (figure.of)(summary).map(|value| Spread {
+        median: value.median / figure.unit,
+        min: value.min / figure.unit,
+        max: value.max / figure.unit,
+    });
+    let class = match summary.arm.as_str() {
+        OURS => "ours",
+        arm if arm.starts_with(OURS) => "less",
+        _ => "other",
+    };
+    let mark = if summary.slowed { " *" } else { "" };
+    Bar {
+        label: format!("{}{mark}", summary.arm),
+        class,
+        value,
+    }
+}
+
+fn stack(summary: &Summary) -> Option<Stack> {
+    let parts: Vec<(String, f64)> = summary
+        .encoded
+        .iter()
+        .map(|(name, part)| (name.clone(), part.bytes / 1e6))
+        .collect();
+    (!parts.is_empty()).then(|| Stack {
+        label: summary.arm.clone(),
+        parts,
+    })
+}
+
+fn notes(all: &[Summary], runs: &[MigrationRun]) -> String {
+    let mut text = String::new();
+    if all.iter().any(|summary| summary.slowed) {
+        text.push_str(
+            "<p>* the guest was slowed: it wrote at less than 0.9 of its rate before, which makes it \
+             easier to move.</p>",
+        );
+    }
+    for summary in all.iter().filter(|summary| summary.wrong) {
+        text.push_str(&format!(
+            "<p class='bad'>{}: the guest was not whole afterwards.</p>",
+            escape(&summary.arm)
+        ));
+    }
+    for run in runs {
+        if let Some(reason) = &run.reason {
+            let line = format!("{} {}: {reason}", run.arm, run.repeat);
+            text.push_str(&format!("<p class='bad'>{}</p>", escape(&line)));
+        }
+    }
+    text
+}
+
+/// Link and guest in a line.
+fn setting<R>(document: &Document<R>) -> String {
+    let (link, guest) = (&document.link, &document.guest);
+    let mut parts = Vec::new();
+    if let Some(rate) = link["rate_bps"].as_f64() {
+        parts.push(format!("{:.0} Mbit/s", rate / 1e6));
+    }
+    if let Some(delay) = link["delay_ms"].as_f64() {
+        parts.push(format!("{:.1} ms round trip", delay * 2.0));
+    }
+    if let Some(memory) = guest["memory_mib"].as_u64() {
+        parts.push(format!("guest of {memory} MiB"));
+    }
+    if let Some(rate) = guest["load"]["writes_per_s"]
+        .as_u64()
+        .filter(|rate| *rate > 0)
+    {
+        parts.push(format!("writes {rate} pages/s"));
+    }
+    if let [Value::Number(keys), Value::Number(bytes)] =
+        guest["redis"].as_array().map_or(&[][..], Vec::as_slice)
+    {
+        parts.push(format!("redis, {keys} values of {bytes} bytes"));
+    }
+    parts.join(" \u{b7} ")
+}
+
+/// Transports alone on a link.
+pub(super) fn link(document: &Document<LinkRun>) -> String {
+    let mut arms: Vec<&str> = Vec::new();
+    for run in &document.runs {
+        if !arms.contains(&run.arm.as_str()) {
+            arms.push(&run.arm);
+        }
+    }
+    let bars = |of: fn(&LinkRun) -> Option<f64>| -> Vec<Bar> {
+        let of_arm = |arm: &str| {
+            let runs = document.runs.iter().filter(|run| run.arm == arm);
+            Bar {
+                label: arm.to_owned(),
+                class: if arm == OURS { "ours" } else { "other" },
+                value: Spread::of(runs.filter_map(of)),
+            }
+        };
+        arms.iter().map(|arm| of_arm(arm)).collect()
+    };
+    format!(
+        "<section id='{}'><h2>{}</h2><p>{}</p><div class='charts'>{}{}</div></section>\n",
+        anchor(&document.scenario),
+        escape(&document.scenario),
+        escape(&setting(document)),
+        chart::bars(
+            "goodput, Mbit/s",
+            1,
+            &bars(|run| run.goodput_bps.map(|rate| rate / 1e6))
+        ),
+        chart::bars(
+            "added to a ping, 95th percentile, ms",
+            1,
+            &bars(|run| run.ping_added_p95_ms)
+        ),
+    )
+}
+
+fn anchor(scenario: &str) -> String {
+    escape(&scenario.replace('/', "-"))
+}
