@@ -1,107 +1,22 @@
 //! The target's side of a lane: batches in, pages into the sink, then into the ledger.
 //!
 //! Nothing reaches the sink before the whole batch is decoded into private memory and its digest
-//! is found right. Any error ends the attempt; the guest is then still at the source.
+//! is found right. A batch with references that does not come out right is *missed*: its pages are
+//! asked for again. Any error ends the attempt; the guest is then still at the source.
 
+use std::io;
 use std::sync::Arc;
 
-use super::batch::{BatchDigest, Encoding, HEAD_BYTES, Head, RECORD_BYTES, Record};
-use super::encode::{count, measure};
+use super::batch::measure;
+use super::batch::{BatchDigest, Encoding, HEAD_BYTES, Head, PartBytes, RECORD_BYTES, Record};
 use super::hash::DerivedKey;
 use super::literal::{BadFrame, Unpacker};
 use super::{
-    BatchStats, Layout, LedgerPart, PAGE_SIZE, PageAddress, PageHash, PageHasher, PageRun,
-    RANGE_PAGES, Sink, zero,
+    BatchStats, DecodeError, FIRST_SEQ, Layout, LedgerPart, PAGE_SIZE, PageAddress, PageHash,
+    PageHasher, PageRun, RANGE_PAGES, Sink, copy, delta, known, zero,
 };
 use crate::wire::limits::{BATCH_MAX_PAGES, BATCH_MAX_RECORDS};
 use crate::wire::{LANE_FRAME_HEAD_BYTES, LaneHeader};
-
-/// Why a lane's bytes were not applied.
-#[derive(Debug, thiserror::Error)]
-pub enum DecodeError {
-    /// The stream was opened for another lane.
-    #[error("peer opened lane {found} where lane {expected} belongs")]
-    PeerLane {
-        /// Lane of this decoder.
-        expected: usize,
-        /// Lane in the header.
-        found: usize,
-    },
-    /// The stream belongs to another, usually an older, connection.
-    #[error("lane of incarnation {found:016x}; this connection is {expected:016x}")]
-    PeerIncarnation {
-        /// Incarnation of this connection.
-        expected: u64,
-        /// Incarnation in the header.
-        found: u64,
-    },
-    /// A batch came before the lane's header.
-    #[error("peer sent a batch before the lane's header")]
-    PeerNoHeader,
-    /// A batch is missing or came twice.
-    #[error("peer sent batch {found} where batch {expected} belongs")]
-    PeerSequence {
-        /// Number that was due.
-        expected: u32,
-        /// Number in the batch.
-        found: u32,
-    },
-    /// The batch ends inside its head or its records.
-    #[error("peer sent a batch of {0} bytes that ends too early")]
-    PeerTruncated(usize),
-    /// No record, or more than the limit.
-    #[error("peer sent a batch of {0} records; 1 to {BATCH_MAX_RECORDS} are allowed")]
-    PeerRecordCount(u16),
-    /// An encoding that this version does not have.
-    #[error("peer sent a record of unknown encoding {0}")]
-    PeerEncoding(u8),
-    /// A run of no page, or one that leaves its range or block, or a page that does not exist.
-    #[error(
-        "peer sent a run of {count} pages at {first:?} that is not within one range of the image"
-    )]
-    PeerOutside {
-        /// Begin of the run.
-        first: PageAddress,
-        /// Pages of the run.
-        count: u16,
-    },
-    /// A page that another lane owns.
-    #[error("peer sent page {at:?} of lane {owner} on lane {lane}")]
-    PeerForeignLane {
-        /// The page.
-        at: PageAddress,
-        /// Lane that owns it.
-        owner: usize,
-        /// Lane that it came on.
-        lane: usize,
-    },
-    /// Runs overlap or do not ascend.
-    #[error("peer sent page {0:?} out of order")]
-    PeerOrder(PageAddress),
-    /// More pages with content than a batch may have.
-    #[error("peer sent {0} pages with content in one batch; the limit is {BATCH_MAX_PAGES}")]
-    PeerTooManyPages(usize),
-    /// Records and payload do not fit together.
-    #[error("peer sent {found} bytes of payload where the records announce {expected}")]
-    PeerPayload {
-        /// Bytes that the records announce.
-        expected: usize,
-        /// Bytes that are there.
-        found: usize,
-    },
-    /// The compressed pages are no frame of the announced size.
-    #[error("peer sent compressed pages that do not unpack to {0} pages")]
-    PeerLiteral(usize),
-    /// The decoded pages are not the ones that the source encoded.
-    #[error("batch {seq} does not match its digest")]
-    PeerDigest {
-        /// Number of the batch.
-        seq: u32,
-    },
-    /// The sink failed.
-    #[error("a page could not be written")]
-    LocalSink(#[source] std::io::Error),
-}
 
 /// What one batch did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -125,19 +40,65 @@ pub struct LaneDecoder {
     incarnation: u64,
     /// Number of the next batch, `None` before the header.
     next_seq: Option<u32>,
-    /// Decoded literal pages.
-    literal: Box<[u8]>,
-    records: Vec<Record>,
-    /// Hashes of the batch's pages with content, in order.
-    hashes: Vec<PageHash>,
+    /// Decoded pages: deltas, then literal ones, then copied and known ones.
+    decoded: Box<[u8]>,
+    /// Last versions of the delta pages.
+    bases: Vec<u8>,
+    runs: Vec<Run>,
+    /// The batch's pages with content, in order.
+    pages: Vec<Page>,
 }
+
+/// A run of the batch in progress.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    record: Record,
+    reference: Reference,
+    /// Number of its first page among the pages with content.
+    place: usize,
+}
+
+/// What a run refers to.
+#[derive(Debug, Clone, Copy)]
+enum Reference {
+    Nothing,
+    Image(PageAddress),
+    Number(u32),
+}
+
+/// A page with content.
+#[derive(Debug, Clone, Copy)]
+struct Page {
+    content: Where,
+    hash: PageHash,
+}
+
+/// Where a page's content is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Where {
+    Decoded(usize),
+    Raw(usize),
+    Zero,
+}
+
+/// The payload of a batch by its parts.
+#[derive(Debug, Clone, Copy)]
+struct Parts<'a> {
+    delta: &'a [u8],
+    literal: &'a [u8],
+    raw: &'a [u8],
+}
+
+/// References that do not resolve to what the source meant.
+#[derive(Debug)]
+struct Miss;
 
 impl LaneDecoder {
     /// A decoder that continues a ledger part and takes streams of one incarnation.
     ///
     /// # Errors
     /// When zstd has no memory for a context.
-    pub fn new(ledger: LedgerPart, key: &[u8; 32], incarnation: u64) -> std::io::Result<Self> {
+    pub fn new(ledger: LedgerPart, key: &[u8; 32], incarnation: u64) -> io::Result<Self> {
         Ok(Self {
             ledger,
             hasher: PageHasher::new(key),
@@ -145,9 +106,10 @@ impl LaneDecoder {
             unpacker: Unpacker::new()?,
             incarnation,
             next_seq: None,
-            literal: vec![0; BATCH_MAX_PAGES * PAGE_SIZE].into(),
-            records: Vec::with_capacity(BATCH_MAX_RECORDS),
-            hashes: Vec::with_capacity(BATCH_MAX_PAGES),
+            decoded: vec![0; BATCH_MAX_PAGES * PAGE_SIZE].into(),
+            bases: Vec::new(),
+            runs: Vec::with_capacity(BATCH_MAX_RECORDS),
+            pages: Vec::with_capacity(BATCH_MAX_PAGES),
         })
     }
 
@@ -206,7 +168,7 @@ impl LaneDecoder {
         };
         let head = Head::parse(head);
         let expected = self.next_seq.ok_or(DecodeError::PeerNoHeader)?;
-        if head.seq != expected || head.seq == 0 {
+        if head.seq != expected || head.seq < FIRST_SEQ {
             return Err(DecodeError::PeerSequence {
                 expected,
                 found: head.seq,
@@ -216,102 +178,275 @@ impl LaneDecoder {
         if record_count == 0 || record_count > BATCH_MAX_RECORDS {
             return Err(DecodeError::PeerRecordCount(head.records));
         }
-        let Some((records, payload)) = rest.split_at_checked(record_count * RECORD_BYTES) else {
+        let Some((records, rest)) = rest.split_at_checked(record_count * RECORD_BYTES) else {
             return Err(truncated);
         };
         self.parse_records(records)?;
-        let raw = self.unpack(&head, payload)?;
-        if self.hash_pages(&head, records, raw) != head.digest {
+        let payload = self.parse_references(rest).ok_or(truncated)?;
+        self.check_references()?;
+        let parts = self.split_payload(&head, payload)?;
+
+        let resolved = self.resolve(parts, sink)?;
+        let digest = resolved.map(|()| self.hash_pages(&head, records, parts.raw));
+        let is_whole = digest.is_ok_and(|digest| digest == head.digest);
+        let refers = self.runs.iter().any(|run| run.record.encoding.refers());
+        if !is_whole && !refers {
             return Err(DecodeError::PeerDigest { seq: head.seq });
         }
-        let old_pages = self
-            .write(head.seq, raw, sink)
-            .map_err(DecodeError::LocalSink)?;
+        let mut applied = Applied {
+            stats: self.measure(parts, body.len()),
+            ..Applied::default()
+        };
+        if is_whole {
+            applied.old_pages = self
+                .write(head.seq, parts.raw, sink)
+                .map_err(DecodeError::LocalSink)?;
+        } else {
+            applied.missing = self.runs.iter().map(|run| run.record.into()).collect();
+        }
         // A lane that used its last number takes no further batch.
         self.next_seq = Some(head.seq.wrapping_add(1));
-        let literal_bytes = payload.len() - raw.len();
-        let stats = measure(
-            &self.records,
-            literal_bytes,
-            body.len() + LANE_FRAME_HEAD_BYTES,
-        );
-        Ok(Applied {
-            stats,
-            old_pages,
-            missing: Vec::new(),
-        })
+        Ok(applied)
     }
 
-    /// Reads the records: existing pages of this lane, ascending.
+    /// Reads the records: existing pages of this lane, ascending, not too many with content.
     fn parse_records(&mut self, bytes: &[u8]) -> Result<(), DecodeError> {
-        self.records.clear();
+        self.runs.clear();
         let layout = Arc::clone(self.ledger.layout());
+        let lane = self.lane();
         let mut free_from = None;
+        let mut place = 0;
         let (records, _) = bytes.as_chunks::<RECORD_BYTES>();
         for bytes in records {
             let record = Record::parse(bytes).ok_or(DecodeError::PeerEncoding(bytes[0]))?;
             let last = last_page(&layout, &record)?;
-            let owner = layout.lane_of(record.first);
-            if owner != self.lane() {
-                let lane = self.lane();
-                return Err(DecodeError::PeerForeignLane {
-                    at: record.first,
-                    owner,
-                    lane,
-                });
+            let at = record.first;
+            let owner = layout.lane_of(at);
+            if owner != lane {
+                return Err(DecodeError::PeerForeignLane { at, owner, lane });
             }
-            if free_from.is_some_and(|taken| record.first <= taken) {
-                return Err(DecodeError::PeerOrder(record.first));
+            if free_from.is_some_and(|taken| at <= taken) {
+                return Err(DecodeError::PeerOrder(at));
             }
             free_from = Some(last);
-            self.records.push(record);
+            self.runs.push(Run {
+                record,
+                reference: Reference::Nothing,
+                place,
+            });
+            if record.encoding != Encoding::Zero {
+                place += usize::from(record.count);
+            }
+        }
+        if place > BATCH_MAX_PAGES {
+            return Err(DecodeError::PeerTooManyPages(place));
         }
         Ok(())
     }
 
-    /// Decompresses the literal pages and returns the raw ones.
-    fn unpack<'a>(&mut self, head: &Head, payload: &'a [u8]) -> Result<&'a [u8], DecodeError> {
-        let literal_pages = count(&self.records, Encoding::Literal);
-        let raw_pages = count(&self.records, Encoding::Raw);
-        if literal_pages + raw_pages > BATCH_MAX_PAGES {
-            return Err(DecodeError::PeerTooManyPages(literal_pages + raw_pages));
+    /// Takes the references off what follows the records; `None` when they are cut short.
+    fn parse_references<'a>(&mut self, mut bytes: &'a [u8]) -> Option<&'a [u8]> {
+        for run in &mut self.runs {
+            match run.record.encoding {
+                Encoding::Copy => {
+                    let (base, rest) = bytes.split_first_chunk()?;
+                    run.reference = Reference::Image(copy::parse(base));
+                    bytes = rest;
+                }
+                Encoding::Known => {
+                    let (number, rest) = bytes.split_first_chunk()?;
+                    run.reference = Reference::Number(known::parse(*number));
+                    bytes = rest;
+                }
+                Encoding::Zero | Encoding::Delta | Encoding::Literal | Encoding::Raw => {}
+            }
         }
+        Some(bytes)
+    }
+
+    /// What runs refer to must exist from their first to their last page.
+    fn check_references(&self) -> Result<(), DecodeError> {
+        let layout = self.ledger.layout();
+        for run in &self.runs {
+            let count = run.record.count;
+            let more = u32::from(count) - 1;
+            match run.reference {
+                Reference::Image(base) => {
+                    let last = base.page.checked_add(more);
+                    let last = last.map(|page| PageAddress { page, ..base });
+                    if !last.is_some_and(|last| layout.contains(last)) {
+                        return Err(DecodeError::PeerCopyOutside { base, count });
+                    }
+                }
+                Reference::Number(first) => {
+                    if first.checked_add(more).is_none() {
+                        return Err(DecodeError::PeerKnownOutside { first, count });
+                    }
+                }
+                Reference::Nothing => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages of one encoding.
+    fn count(&self, encoding: Encoding) -> usize {
+        let runs = self
+            .runs
+            .iter()
+            .filter(|run| run.record.encoding == encoding);
+        runs.map(|run| usize::from(run.record.count)).sum()
+    }
+
+    /// Cuts the payload where head and records say.
+    fn split_payload<'a>(&self, head: &Head, payload: &'a [u8]) -> Result<Parts<'a>, DecodeError> {
+        let delta_bytes = super::index(head.delta_bytes);
         let literal_bytes = super::index(head.literal_bytes);
-        let expected = literal_bytes.saturating_add(raw_pages * PAGE_SIZE);
+        let raw_bytes = self.count(Encoding::Raw) * PAGE_SIZE;
+        let expected = delta_bytes
+            .saturating_add(literal_bytes)
+            .saturating_add(raw_bytes);
         if payload.len() != expected {
             return Err(DecodeError::PeerPayload {
                 expected,
                 found: payload.len(),
             });
         }
-        let (frame, raw) = payload.split_at(literal_bytes);
-        if literal_pages == 0 && !frame.is_empty() {
+        let (delta, rest) = payload.split_at(delta_bytes);
+        let (literal, raw) = rest.split_at(literal_bytes);
+        if self.count(Encoding::Literal) == 0 && !literal.is_empty() {
             return Err(DecodeError::PeerLiteral(0));
         }
-        if literal_pages > 0 {
-            let pages = &mut self.literal[..literal_pages * PAGE_SIZE];
-            self.unpacker
-                .unpack(frame, pages)
-                .map_err(|BadFrame| DecodeError::PeerLiteral(literal_pages))?;
+        if self.count(Encoding::Delta) == 0 && !delta.is_empty() {
+            return Err(DecodeError::PeerDelta(0));
         }
-        Ok(raw)
+        Ok(Parts {
+            delta,
+            literal,
+            raw,
+        })
     }
 
-    /// Hashes every decoded page and returns the batch's digest.
-    fn hash_pages(&mut self, head: &Head, records: &[u8], raw: &[u8]) -> [u8; 16] {
-        self.hashes.clear();
-        let mut digest = BatchDigest::new(&self.digest_key, self.ledger.lane(), head.seq, records);
-        let mut pages = Pages::new(&self.literal, raw);
-        for record in &self.records {
-            for _ in 0..record.count {
-                let hash = match pages.next(record.encoding) {
-                    None => self.hasher.zero(),
-                    Some(content) => {
-                        let hash = self.hasher.hash(content);
-                        self.hashes.push(hash);
-                        hash
+    /// Brings the content of every page together, without a hash yet.
+    fn resolve(
+        &mut self,
+        parts: Parts<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<Result<(), Miss>, DecodeError> {
+        let delta_pages = self.count(Encoding::Delta);
+        let literal_pages = self.count(Encoding::Literal);
+        let (deltas, rest) = self.decoded.split_at_mut(delta_pages * PAGE_SIZE);
+        if literal_pages > 0 {
+            self.unpacker
+                .unpack(parts.literal, &mut rest[..literal_pages * PAGE_SIZE])
+                .map_err(|BadFrame| DecodeError::PeerLiteral(literal_pages))?;
+        }
+        if delta_pages > 0 {
+            self.bases.resize(delta_pages * PAGE_SIZE, 0);
+            if read_bases(&self.runs, sink, &mut self.bases).is_err() {
+                return Ok(Err(Miss));
+            }
+            delta::unpack(parts.delta, &self.bases, deltas)
+                .map_err(|BadFrame| DecodeError::PeerDelta(delta_pages))?;
+        }
+        Ok(self.place_pages(delta_pages, literal_pages, sink))
+    }
+
+    /// Notes where each page's content is; fetches what runs refer to.
+    fn place_pages(
+        &mut self,
+        delta_pages: usize,
+        literal_pages: usize,
+        sink: &mut dyn Sink,
+    ) -> Result<(), Miss> {
+        self.pages.clear();
+        let hash = self.hasher.zero();
+        let mut next = Next {
+            delta: 0,
+            literal: delta_pages,
+            fetched: delta_pages + literal_pages,
+            raw: 0,
+        };
+        for number in 0..self.runs.len() {
+            let Run {
+                record, reference, ..
+            } = self.runs[number];
+            if record.encoding == Encoding::Zero {
+                continue;
+            }
+            for offset in 0..u32::from(record.count) {
+                let content = match (record.encoding, reference) {
+                    (_, Reference::Image(base)) => {
+                        let base = PageAddress {
+                            page: base.page + offset,
+                            ..base
+                        };
+                        match self.in_batch(number, record.first.page + offset, base) {
+                            Some(content) => content,
+                            None => self.fetch(&mut next, |into| sink.read(base, into))?,
+                        }
                     }
+                    (_, Reference::Number(first)) => {
+                        self.fetch(&mut next, |into| sink.known(first + offset, into))?
+                    }
+                    (Encoding::Delta, _) => Where::Decoded(advance(&mut next.delta)),
+                    (Encoding::Literal, _) => Where::Decoded(advance(&mut next.literal)),
+                    _ => Where::Raw(advance(&mut next.raw)),
                 };
+                self.pages.push(Page { content, hash });
+            }
+        }
+        Ok(())
+    }
+
+    /// Content of an earlier page of this batch: run `number`, before page `page` of its block.
+    fn in_batch(&self, number: usize, page: u32, base: PageAddress) -> Option<Where> {
+        let until = &self.runs[..=number];
+        let nth = until
+            .partition_point(|run| run.record.first <= base)
+            .checked_sub(1)?;
+        let Run { record, place, .. } = until[nth];
+        if record.first.block != base.block {
+            return None;
+        }
+        let offset = base.page - record.first.page;
+        let is_before = nth < number || base.page < page;
+        if offset >= u32::from(record.count) || !is_before {
+            return None;
+        }
+        if record.encoding == Encoding::Zero {
+            return Some(Where::Zero);
+        }
+        Some(self.pages.get(place + super::index(offset))?.content)
+    }
+
+    /// Reads a page from outside the batch.
+    fn fetch(
+        &mut self,
+        next: &mut Next,
+        read: impl FnOnce(&mut [u8; PAGE_SIZE]) -> io::Result<()>,
+    ) -> Result<Where, Miss> {
+        let place = advance(&mut next.fetched);
+        let (pages, _) = self.decoded.as_chunks_mut::<PAGE_SIZE>();
+        read(&mut pages[place]).map_err(|_| Miss)?;
+        Ok(Where::Decoded(place))
+    }
+
+    /// Hashes every page and returns the batch's digest.
+    fn hash_pages(&mut self, head: &Head, records: &[u8], raw: &[u8]) -> [u8; 16] {
+        let mut digest = BatchDigest::new(&self.digest_key, self.ledger.lane(), head.seq, records);
+        let mut pages = self.pages.iter_mut();
+        for run in &self.runs {
+            for _ in 0..run.record.count {
+                let mut hash = self.hasher.zero();
+                if run.record.encoding != Encoding::Zero
+                    && let Some(page) = pages.next()
+                {
+                    if let Some(content) = content(&self.decoded, raw, page.content) {
+                        page.hash = self.hasher.hash(content);
+                    }
+                    hash = page.hash;
+                }
                 digest.page(hash);
             }
         }
@@ -319,35 +454,33 @@ impl LaneDecoder {
     }
 
     /// Writes the pages that are not older than what the ledger has.
-    fn write(&mut self, seq: u32, raw: &[u8], sink: &mut dyn Sink) -> std::io::Result<u64> {
+    fn write(&mut self, seq: u32, raw: &[u8], sink: &mut dyn Sink) -> io::Result<u64> {
         let mut old_pages = 0;
-        let mut hashes = self.hashes.iter();
-        let mut pages = Pages::new(&self.literal, raw);
-        for record in &self.records {
-            let run = || {
-                (0..u32::from(record.count)).map(|offset| PageAddress {
-                    block: record.first.block,
-                    page: record.first.page + offset,
-                })
+        let mut pages = self.pages.iter();
+        for run in &self.runs {
+            let record = run.record;
+            let addresses = || {
+                let first = record.first;
+                (first.page..)
+                    .take(usize::from(record.count))
+                    .map(move |page| PageAddress { page, ..first })
             };
             let is_old =
                 |ledger: &LedgerPart, at| ledger.get(at).is_some_and(|(_, version)| version >= seq);
-            if record.encoding == Encoding::Zero && !run().any(|at| is_old(&self.ledger, at)) {
+            let is_zero = record.encoding == Encoding::Zero;
+            if is_zero && !addresses().any(|at| is_old(&self.ledger, at)) {
                 zero::restore(record.first, u32::from(record.count), sink)?;
-                run().for_each(|at| self.ledger.set(at, self.hasher.zero(), seq));
+                addresses().for_each(|at| self.ledger.set(at, self.hasher.zero(), seq));
                 continue;
             }
-            for at in run() {
-                let content = pages.next(record.encoding);
-                let hash = match content {
-                    Some(_) => *hashes.next().expect("one hash per page with content"),
-                    None => self.hasher.zero(),
-                };
+            for at in addresses() {
+                let page = if is_zero { None } else { pages.next() };
                 if is_old(&self.ledger, at) {
                     old_pages += 1;
                     continue;
                 }
-                match content {
+                let hash = page.map_or(self.hasher.zero(), |page| page.hash);
+                match page.and_then(|page| content(&self.decoded, raw, page.content)) {
                     Some(content) => sink.page(at, content)?,
                     None => zero::restore(at, 1, sink)?,
                 }
@@ -356,6 +489,57 @@ impl LaneDecoder {
         }
         Ok(old_pages)
     }
+
+    fn measure(&self, parts: Parts<'_>, body_bytes: usize) -> BatchStats {
+        let bytes = PartBytes {
+            delta: parts.delta.len(),
+            literal: parts.literal.len(),
+            frame: body_bytes + LANE_FRAME_HEAD_BYTES,
+        };
+        measure(self.runs.iter().map(|run| &run.record), bytes)
+    }
+}
+
+/// Where the next page of each part is.
+#[derive(Debug)]
+struct Next {
+    delta: usize,
+    literal: usize,
+    fetched: usize,
+    raw: usize,
+}
+
+fn advance(place: &mut usize) -> usize {
+    *place += 1;
+    *place - 1
+}
+
+/// A page's bytes; `None` for zeros.
+fn content<'a>(decoded: &'a [u8], raw: &'a [u8], at: Where) -> Option<&'a [u8; PAGE_SIZE]> {
+    // Both are as long as the records say: `split_payload` and `parse_records` counted.
+    match at {
+        Where::Decoded(place) => decoded.as_chunks().0.get(place),
+        Where::Raw(place) => raw.as_chunks().0.get(place),
+        Where::Zero => None,
+    }
+}
+
+/// Reads the last version of every delta page.
+fn read_bases(runs: &[Run], sink: &mut dyn Sink, bases: &mut [u8]) -> io::Result<()> {
+    let deltas = runs
+        .iter()
+        .filter(|run| run.record.encoding == Encoding::Delta);
+    let pages = deltas.flat_map(|run| {
+        let first = run.record.first;
+        (first.page..)
+            .take(usize::from(run.record.count))
+            .map(move |page| PageAddress { page, ..first })
+    });
+    let (bases, _) = bases.as_chunks_mut();
+    for (at, base) in pages.zip(bases) {
+        sink.read(at, base)?;
+    }
+    Ok(())
 }
 
 /// Last page of a run that exists and stays in one range.
@@ -371,33 +555,4 @@ fn last_page(layout: &Layout, record: &Record) -> Result<PageAddress, DecodeErro
     .filter(|last| layout.contains(*last))
     .filter(|last| last.page / RANGE_PAGES == first.page / RANGE_PAGES)
     .ok_or(DecodeError::PeerOutside { first, count })
-}
-
-/// Walks the contents of a batch in record order.
-#[derive(Debug)]
-struct Pages<'a> {
-    literal: &'a [[u8; PAGE_SIZE]],
-    raw: &'a [[u8; PAGE_SIZE]],
-}
-
-impl<'a> Pages<'a> {
-    fn new(literal: &'a [u8], raw: &'a [u8]) -> Self {
-        Self {
-            literal: literal.as_chunks().0,
-            raw: raw.as_chunks().0,
-        }
-    }
-
-    /// The next page's content, `None` for a zero page.
-    fn next(&mut self, encoding: Encoding) -> Option<&'a [u8; PAGE_SIZE]> {
-        let from = match encoding {
-            Encoding::Zero => return None,
-            Encoding::Literal => &mut self.literal,
-            Encoding::Raw => &mut self.raw,
-        };
-        // `unpack` counted the pages: there is always one left here.
-        let (content, rest) = from.split_first()?;
-        *from = rest;
-        Some(content)
-    }
 }

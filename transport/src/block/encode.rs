@@ -1,106 +1,32 @@
 //! The source's side of a lane: dirty pages in, batches out.
 //!
 //! ```text
-//! taken page -> private copy -> zero? -> hash -> same? -> looks random? -> raw
-//!                                 |               |             |
-//!                                zero          nothing       literal (one zstd frame per batch)
+//! taken page -> private copy -> zero? -> hash -> same? -> copy? -> known? -> delta? -> looks random?
+//!                                |               |         |        |         |         |        |
+//!                               zero          nothing   a place  a number   frame     raw    literal
+//!                                                                 over bases               frame
 //! ```
+//!
+//! A batch's pages with content lie in one row of slots in the order of their addresses, whatever
+//! they become: equal pages are found among them, and the replica gets neighbours in one write.
 
 use std::io;
 
 use bytes::BytesMut;
 
-use super::batch::{BatchDigest, Encoding, HEAD_BYTES, Head, RECORD_BYTES, Record};
+use super::batch::{BatchDigest, Encoding, HEAD_BYTES, Head, PartBytes, RECORD_BYTES, Record};
+use super::batch::{count, measure};
+use super::copy::{self, InBatch};
+use super::delta::{self, DeltaPacker};
 use super::hash::DerivedKey;
 use super::literal::{LEVEL_DEFAULT, Packer};
-use super::stats::Amount;
 use super::{
-    BatchStats, Contents, CopyIndex, KnownTable, LedgerPart, PAGE_SIZE, PageAddress, PageHash,
-    PageHasher, Replica, Taken,
+    BatchStats, Disable, LedgerPart, PAGE_SIZE, PageAddress, PageHash, PageHasher, Replica,
+    Sources, Taken,
 };
-use super::{length_u16, length_u32, raw, same, zero};
+use super::{known, length_u16, length_u32, raw, same, zero};
 use crate::wire::limits::{BATCH_MAX_PAGES, BATCH_MAX_RECORDS};
 use crate::wire::{LANE_FRAME_HEAD_BYTES, LaneHeader, put_batch};
-
-/// Stages that are switched off, to measure what each is worth.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Disable {
-    /// Send pages again whose content the target has.
-    pub same: bool,
-    /// Send zero pages as content.
-    pub zero: bool,
-    /// Send content again that another page has.
-    pub copy: bool,
-    /// Send content that the target holds outside the image.
-    pub known: bool,
-    /// Send changed pages as a whole.
-    pub delta: bool,
-    /// Send everything uncompressed.
-    pub literal: bool,
-    /// Compress even what looks random.
-    pub raw: bool,
-}
-
-/// A name that is no stage which can be switched off.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no stage named {0:?}; known are same, zero, copy, known, delta, literal, raw")]
-pub struct UnknownStage(pub String);
-
-impl Disable {
-    /// Switches the stage of this name off.
-    ///
-    /// # Errors
-    /// When there is no such stage.
-    pub fn add(&mut self, stage: &str) -> Result<(), UnknownStage> {
-        match stage {
-            "same" => self.same = true,
-            "zero" => self.zero = true,
-            "copy" => self.copy = true,
-            "known" => self.known = true,
-            "delta" => self.delta = true,
-            "literal" => self.literal = true,
-            "raw" => self.raw = true,
-            _ => return Err(UnknownStage(stage.into())),
-        }
-        Ok(())
-    }
-}
-
-/// What an encoder may draw on for one call.
-#[derive(Clone, Copy)]
-pub struct Sources<'a> {
-    /// The pages as they are.
-    pub contents: &'a dyn Contents,
-    /// The pages as last sent: bases of deltas. What is sent is written there.
-    pub replica: Option<&'a dyn Replica>,
-    /// Content that the target has in the image; `None` in the last round (S10). Every lane adds
-    /// to it what it sends.
-    pub copies: Option<&'a CopyIndex>,
-    /// Content that the target has outside the image; `None` in the last round (S10).
-    pub known: Option<&'a KnownTable>,
-}
-
-impl<'a> Sources<'a> {
-    /// Nothing but the pages themselves.
-    pub fn of(contents: &'a dyn Contents) -> Self {
-        Self {
-            contents,
-            replica: None,
-            copies: None,
-            known: None,
-        }
-    }
-}
-
-impl std::fmt::Debug for Sources<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sources")
-            .field("replica", &self.replica.is_some())
-            .field("copies", &self.copies.is_some())
-            .field("known", &self.known.is_some())
-            .finish_non_exhaustive()
-    }
-}
 
 /// One lane's encoder with its part of the ledger. One owner at a time; all buffers are made once.
 #[derive(Debug)]
@@ -110,13 +36,28 @@ pub struct LaneEncoder {
     digest_key: DerivedKey,
     disable: Disable,
     packer: Packer,
+    delta_packer: DeltaPacker,
     next_seq: u32,
-    /// Private copies: literal pages from the front, raw pages from the back.
-    slots: Box<[u8]>,
-    literal_pages: usize,
-    raw_pages: usize,
-    /// Pages of the batch in progress, ascending.
+    replica_failure: Option<io::Error>,
+    batch: Batch,
+    /// Pages of one frame, where they are not neighbours in the slots.
+    gathered: Vec<u8>,
+    records: Vec<Record>,
+    /// Records and references as they go out.
+    text: BytesMut,
+}
+
+/// The batch in progress.
+#[derive(Debug)]
+struct Batch {
+    /// Its pages, ascending.
     entries: Vec<Entry>,
+    /// Private copies of the pages with content, one after the other.
+    slots: Box<[u8]>,
+    slots_used: usize,
+    in_batch: InBatch,
+    /// Last versions of the delta pages.
+    bases: Vec<u8>,
 }
 
 /// A page of the batch in progress.
@@ -125,14 +66,32 @@ struct Entry {
     at: PageAddress,
     hash: PageHash,
     form: Form,
+    /// Where its copy is; of no meaning for a zero page.
+    slot: usize,
 }
 
-/// What a page will be and where its copy is.
-#[derive(Debug, Clone, Copy)]
+/// What a page will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Zero,
-    Literal { slot: usize },
-    Raw { slot: usize },
+    Copy(PageAddress),
+    Known(u32),
+    Delta,
+    Literal,
+    Raw,
+}
+
+impl Form {
+    fn encoding(self) -> Encoding {
+        match self {
+            Self::Zero => Encoding::Zero,
+            Self::Copy(_) => Encoding::Copy,
+            Self::Known(_) => Encoding::Known,
+            Self::Delta => Encoding::Delta,
+            Self::Literal => Encoding::Literal,
+            Self::Raw => Encoding::Raw,
+        }
+    }
 }
 
 impl LaneEncoder {
@@ -153,11 +112,13 @@ impl LaneEncoder {
             digest_key: DerivedKey::batch(key),
             disable,
             packer: Packer::new(LEVEL_DEFAULT, BATCH_MAX_PAGES * PAGE_SIZE)?,
+            delta_packer: DeltaPacker::new(LEVEL_DEFAULT),
             next_seq,
-            slots: vec![0; BATCH_MAX_PAGES * PAGE_SIZE].into(),
-            literal_pages: 0,
-            raw_pages: 0,
-            entries: Vec::with_capacity(BATCH_MAX_RECORDS),
+            replica_failure: None,
+            batch: Batch::new(),
+            gathered: Vec::new(),
+            records: Vec::with_capacity(BATCH_MAX_RECORDS),
+            text: BytesMut::new(),
         })
     }
 
@@ -190,11 +151,17 @@ impl LaneEncoder {
         &mut self.ledger
     }
 
+    /// Why the replica is not used any more; `None` while it works. Pages go on without deltas.
+    pub fn replica_failure(&self) -> Option<&io::Error> {
+        self.replica_failure.as_ref()
+    }
+
     /// Sets the zstd level of the next batches.
     ///
     /// # Errors
     /// When zstd refuses it.
     pub fn set_level(&mut self, level: i32) -> io::Result<()> {
+        self.delta_packer.set_level(level);
         self.packer.set_level(level)
     }
 
@@ -203,7 +170,8 @@ impl LaneEncoder {
     ///
     /// # Errors
     /// When a page cannot be read or zstd fails. Pages that were taken and not yet in `out` are
-    /// then in neither the set nor the ledger: the attempt is over.
+    /// then in neither the set nor the ledger: the attempt is over. A replica that fails is no
+    /// error, see [`replica_failure`](Self::replica_failure).
     ///
     /// # Panics
     /// When a page is not of this lane.
@@ -214,46 +182,35 @@ impl LaneEncoder {
         out: &mut BytesMut,
     ) -> io::Result<BatchStats> {
         let mut stats = BatchStats::default();
-        self.begin();
+        self.batch.begin();
         for page in taken {
-            let descends = self.entries.last().is_some_and(|last| page.at <= last.at);
-            let slots_full = self.literal_pages + self.raw_pages == BATCH_MAX_PAGES;
-            if descends || slots_full || self.entries.len() == BATCH_MAX_RECORDS {
-                self.finish(out, &mut stats)?;
+            if self.batch.is_full_before(page.at) {
+                self.finish(sources, out, &mut stats)?;
             }
-            match self.stage(page, sources.contents)? {
-                Some(entry) => self.entries.push(entry),
+            match self.stage(page, sources)? {
+                Some(entry) => self.batch.entries.push(entry),
                 None => stats.same.pages += 1,
             }
         }
-        self.finish(out, &mut stats)?;
+        self.finish(sources, out, &mut stats)?;
         Ok(stats)
     }
 
-    fn begin(&mut self) {
-        self.entries.clear();
-        self.literal_pages = 0;
-        self.raw_pages = 0;
-    }
-
     /// Decides what a page becomes; `None` when the target has it.
-    fn stage(&mut self, page: &Taken, contents: &dyn Contents) -> io::Result<Option<Entry>> {
+    fn stage(&mut self, page: &Taken, sources: &Sources<'_>) -> io::Result<Option<Entry>> {
         let at = page.at;
-        let slot = self.literal_pages;
-        let known_zero = page.zero && !self.disable.zero;
-        let copy = slot_mut(&mut self.slots, slot);
-        if page.zero {
-            if !known_zero {
-                copy.fill(0);
-            }
+        let slot = self.batch.slots_used;
+        let content = slot_mut(&mut self.batch.slots, slot);
+        let is_zero = if page.zero {
+            true
         } else {
-            contents.read(at, copy)?;
-        }
-        let is_zero = page.zero || zero::is_zero(copy);
+            sources.contents.read(at, content)?;
+            zero::is_zero(content)
+        };
         let hash = if is_zero {
             self.hasher.zero()
         } else {
-            self.hasher.hash(copy)
+            self.hasher.hash(content)
         };
         if !self.disable.same && same::is_same(&self.ledger, at, hash) {
             self.ledger.confirm(at);
@@ -261,77 +218,268 @@ impl LaneEncoder {
         }
         let form = if is_zero && !self.disable.zero {
             Form::Zero
-        } else if self.disable.literal || (!self.disable.raw && raw::looks_random(copy)) {
-            self.raw_pages += 1;
-            let back = BATCH_MAX_PAGES - self.raw_pages;
-            self.slots
-                .copy_within(slot * PAGE_SIZE..(slot + 1) * PAGE_SIZE, back * PAGE_SIZE);
-            Form::Raw { slot: back }
         } else {
-            self.literal_pages += 1;
-            Form::Literal { slot }
+            if page.zero {
+                content.fill(0);
+            }
+            self.batch.slots_used += 1;
+            self.form(at, hash, slot, sources)
         };
-        Ok(Some(Entry { at, hash, form }))
+        Ok(Some(Entry {
+            at,
+            hash,
+            form,
+            slot,
+        }))
+    }
+
+    /// What a page with content becomes. One whose references missed goes without any.
+    fn form(
+        &mut self,
+        at: PageAddress,
+        hash: PageHash,
+        slot: usize,
+        sources: &Sources<'_>,
+    ) -> Form {
+        let may_refer = !self.ledger.is_forgotten(at);
+        if may_refer && !self.disable.copy {
+            let earlier = self.batch.equal_before(hash, slot);
+            if let Some(base) = earlier.or_else(|| self.applied_copy(at, hash, sources)) {
+                return Form::Copy(base);
+            }
+        }
+        if may_refer
+            && !self.disable.known
+            && let Some(number) = sources.known.and_then(|known| known.get(&hash))
+        {
+            return Form::Known(number);
+        }
+        if may_refer && !self.disable.delta && self.is_near(at, slot, sources) {
+            return Form::Delta;
+        }
+        let content = slot_mut(&mut self.batch.slots, slot);
+        if self.disable.literal || (!self.disable.raw && raw::looks_random(content)) {
+            Form::Raw
+        } else {
+            Form::Literal
+        }
+    }
+
+    /// A page with this content that the target has applied. One that this batch replaces would be
+    /// taken for its content in the batch.
+    fn applied_copy(
+        &self,
+        at: PageAddress,
+        hash: PageHash,
+        sources: &Sources<'_>,
+    ) -> Option<PageAddress> {
+        let (base, _) = sources.copies?.find(hash)?;
+        let entries = &self.batch.entries;
+        let is_replaced = entries
+            .binary_search_by_key(&base, |entry| entry.at)
+            .is_ok();
+        (base != at && !is_replaced).then_some(base)
+    }
+
+    /// Whether the page shall be a delta; its base is then the last one.
+    fn is_near(&mut self, at: PageAddress, slot: usize, sources: &Sources<'_>) -> bool {
+        let Some(replica) = sources.replica.filter(|_| self.replica_failure.is_none()) else {
+            return false;
+        };
+        let before = self.batch.bases.len();
+        self.batch.bases.resize(before + PAGE_SIZE, 0);
+        let content = slot_ref(&self.batch.slots, slot);
+        let base = slot_mut(&mut self.batch.bases, before / PAGE_SIZE);
+        let is_near = match delta::is_near(at, content, &self.ledger, &self.hasher, replica, base) {
+            Ok(is_near) => is_near,
+            Err(error) => {
+                self.replica_failure = Some(error);
+                false
+            }
+        };
+        if !is_near {
+            self.batch.bases.truncate(before);
+        }
+        is_near
     }
 
     /// Writes the batch in progress, if it has a page, and begins the next one.
-    fn finish(&mut self, out: &mut BytesMut, stats: &mut BatchStats) -> io::Result<()> {
-        if self.entries.is_empty() {
+    fn finish(
+        &mut self,
+        sources: &Sources<'_>,
+        out: &mut BytesMut,
+        stats: &mut BatchStats,
+    ) -> io::Result<()> {
+        if self.batch.entries.is_empty() {
+            // Pages that were the same may have left their copies' marks.
+            self.batch.begin();
             return Ok(());
         }
         let seq = self.next_seq;
         let following = seq.checked_add(1);
         self.next_seq = following.ok_or_else(|| io::Error::other("lane has no numbers left"))?;
 
-        let literal_bytes = self.literal_pages * PAGE_SIZE;
-        let mut frame = None;
-        if literal_bytes > 0 {
-            frame = self.packer.pack(&self.slots[..literal_bytes])?;
+        let bases = &self.batch.bases;
+        let pages = gather(&self.batch, Form::Delta, &mut self.gathered);
+        let delta_frame = match pages.is_empty() {
+            true => None,
+            false => self.delta_packer.pack(bases, pages)?,
+        };
+        if delta_frame.is_none() {
+            self.batch.turn(Form::Delta, Form::Literal);
         }
-        if frame.is_none() {
-            for entry in &mut self.entries {
-                if let Form::Literal { slot } = entry.form {
-                    entry.form = Form::Raw { slot };
-                }
-            }
+        let pages = gather(&self.batch, Form::Literal, &mut self.gathered);
+        let literal_frame = match pages.is_empty() {
+            true => None,
+            false => self.packer.pack(pages)?,
+        };
+        if literal_frame.is_none() {
+            self.batch.turn(Form::Literal, Form::Raw);
         }
-        let frame = frame.unwrap_or_default();
-        let records = runs(&self.entries);
-        let raw_pages = count(&records, Encoding::Raw);
-        let record_bytes = records.len() * RECORD_BYTES;
-        let body_bytes = HEAD_BYTES + record_bytes + frame.len() + raw_pages * PAGE_SIZE;
+        let delta_frame = delta_frame.unwrap_or_default();
+        let literal_frame = literal_frame.unwrap_or_default();
 
-        let mut record_text = BytesMut::with_capacity(record_bytes);
-        records
-            .iter()
-            .for_each(|record| record.put(&mut record_text));
-        let mut digest = BatchDigest::new(&self.digest_key, self.ledger.lane(), seq, &record_text);
-        self.entries
-            .iter()
-            .for_each(|entry| digest.page(entry.hash));
+        self.text.clear();
+        put_runs(&self.batch.entries, &mut self.records, &mut self.text);
+        let (record_text, _) = self.text.split_at(self.records.len() * RECORD_BYTES);
+        let mut digest = BatchDigest::new(&self.digest_key, self.ledger.lane(), seq, record_text);
+        for entry in &self.batch.entries {
+            digest.page(entry.hash);
+        }
         let head = Head {
             seq,
-            records: length_u16(records.len()),
-            literal_bytes: length_u32(frame.len()),
+            records: length_u16(self.records.len()),
+            literal_bytes: length_u32(literal_frame.len()),
+            delta_bytes: length_u32(delta_frame.len()),
             digest: digest.finish(),
         };
+        let raw_pages = count(&self.records, Encoding::Raw);
+        let frame_bytes = delta_frame.len() + literal_frame.len();
+        let body_bytes = HEAD_BYTES + self.text.len() + frame_bytes + raw_pages * PAGE_SIZE;
         put_batch(out, body_bytes, |out| {
             head.put(out);
-            out.extend_from_slice(&record_text);
-            out.extend_from_slice(frame);
-            for entry in &self.entries {
-                if let Form::Raw { slot } = entry.form {
-                    out.extend_from_slice(&self.slots[slot * PAGE_SIZE..(slot + 1) * PAGE_SIZE]);
+            out.extend_from_slice(&self.text);
+            out.extend_from_slice(delta_frame);
+            out.extend_from_slice(literal_frame);
+            for entry in &self.batch.entries {
+                if entry.form == Form::Raw {
+                    out.extend_from_slice(slot_ref(&self.batch.slots, entry.slot));
                 }
             }
         });
-        *stats += measure(&records, frame.len(), body_bytes + LANE_FRAME_HEAD_BYTES);
-        for entry in &self.entries {
-            self.ledger.set(entry.at, entry.hash, seq);
-        }
-        self.begin();
+        let bytes = PartBytes {
+            delta: delta_frame.len(),
+            literal: literal_frame.len(),
+            frame: body_bytes + LANE_FRAME_HEAD_BYTES,
+        };
+        *stats += measure(&self.records, bytes);
+        self.note(seq, sources);
+        self.batch.begin();
         Ok(())
     }
+
+    /// The batch is out: ledger, copy index and replica hold it.
+    fn note(&mut self, seq: u32, sources: &Sources<'_>) {
+        for entry in &self.batch.entries {
+            self.ledger.set(entry.at, entry.hash, seq);
+            if let Some(copies) = sources.copies.filter(|_| entry.form != Form::Zero) {
+                copies.insert(entry.hash, entry.at, seq);
+            }
+        }
+        if let Some(replica) = sources.replica.filter(|_| self.replica_failure.is_none())
+            && let Err(error) = self.batch.keep(replica)
+        {
+            self.replica_failure = Some(error);
+        }
+    }
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            entries: Vec::with_capacity(BATCH_MAX_RECORDS),
+            slots: vec![0; BATCH_MAX_PAGES * PAGE_SIZE].into(),
+            slots_used: 0,
+            in_batch: InBatch::new(),
+            bases: Vec::new(),
+        }
+    }
+
+    fn begin(&mut self) {
+        self.entries.clear();
+        self.slots_used = 0;
+        self.in_batch.clear();
+        self.bases.clear();
+    }
+
+    /// Whether this page needs another batch.
+    fn is_full_before(&self, at: PageAddress) -> bool {
+        self.slots_used == BATCH_MAX_PAGES
+            || self.entries.len() == BATCH_MAX_RECORDS
+            || self.entries.last().is_some_and(|last| at <= last.at)
+    }
+
+    /// Notes a slot's hash and finds an earlier page with the same bytes.
+    fn equal_before(&mut self, hash: PageHash, slot: usize) -> Option<PageAddress> {
+        let earlier = self.in_batch.replace(hash, slot)?;
+        if !copy::is_equal(&self.slots, earlier, slot) {
+            return None;
+        }
+        // Slots and entries ascend together, but only pages with content have a slot.
+        let is_of_slot = |entry: &&Entry| entry.slot == earlier && entry.form != Form::Zero;
+        Some(self.entries.iter().find(is_of_slot)?.at)
+    }
+
+    /// Gives all pages of one form another one.
+    fn turn(&mut self, from: Form, into: Form) {
+        let entries = self.entries.iter_mut();
+        entries
+            .filter(|entry| entry.form == from)
+            .for_each(|entry| entry.form = into);
+    }
+
+    /// Writes all pages into the replica, neighbours in one go.
+    fn keep(&self, replica: &dyn Replica) -> io::Result<()> {
+        let is_zero = |entry: &Entry| entry.form == Form::Zero;
+        let runs = self.entries.chunk_by(|one, next| {
+            one.at.block == next.at.block
+                && one.at.page.checked_add(1) == Some(next.at.page)
+                && is_zero(one) == is_zero(next)
+        });
+        for run in runs {
+            let Some(first) = run.first() else { continue };
+            if is_zero(first) {
+                replica.zero(first.at, length_u32(run.len()))?;
+            } else {
+                let contents = &self.slots[first.slot * PAGE_SIZE..][..run.len() * PAGE_SIZE];
+                replica.write(first.at, contents)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The pages of one form one after the other: in the slots where they are neighbours there, else
+/// brought together.
+fn gather<'a>(batch: &'a Batch, form: Form, gathered: &'a mut Vec<u8>) -> &'a [u8] {
+    let slots = || {
+        let entries = batch.entries.iter();
+        entries
+            .filter(|entry| entry.form == form)
+            .map(|entry| entry.slot)
+    };
+    let pages = slots().count();
+    let (Some(first), Some(last)) = (slots().next(), slots().next_back()) else {
+        return &[];
+    };
+    if last - first + 1 == pages {
+        return &batch.slots[first * PAGE_SIZE..(last + 1) * PAGE_SIZE];
+    }
+    gathered.clear();
+    for slot in slots() {
+        gathered.extend_from_slice(slot_ref(&batch.slots, slot));
+    }
+    gathered
 }
 
 /// One page's copy.
@@ -341,54 +489,51 @@ fn slot_mut(slots: &mut [u8], slot: usize) -> &mut [u8; PAGE_SIZE] {
         .expect("slots are whole pages")
 }
 
-/// Merges neighbours of one encoding.
-fn runs(entries: &[Entry]) -> Vec<Record> {
-    let mut records: Vec<Record> = Vec::new();
+/// One page's copy, to be read.
+fn slot_ref(slots: &[u8], slot: usize) -> &[u8; PAGE_SIZE] {
+    slots[slot * PAGE_SIZE..]
+        .first_chunk()
+        .expect("slots are whole pages")
+}
+
+/// Merges neighbours of one encoding whose references are neighbours too; writes the records, then
+/// the references.
+fn put_runs(entries: &[Entry], records: &mut Vec<Record>, text: &mut BytesMut) {
+    records.clear();
+    let mut references = BytesMut::new();
+    let mut first_form = Form::Zero;
     for entry in entries {
-        let encoding = match entry.form {
-            Form::Zero => Encoding::Zero,
-            Form::Literal { .. } => Encoding::Literal,
-            Form::Raw { .. } => Encoding::Raw,
-        };
-        match records.last_mut() {
-            Some(run) if run.continues_with(encoding, entry.at) => run.count += 1,
-            _ => records.push(Record {
-                encoding,
-                first: entry.at,
-                count: 1,
-            }),
+        let encoding = entry.form.encoding();
+        if let Some(run) = records.last_mut()
+            && run.continues_with(encoding, entry.at)
+            && continues(first_form, u32::from(run.count), entry.form)
+        {
+            run.count += 1;
+            continue;
+        }
+        records.push(Record {
+            encoding,
+            first: entry.at,
+            count: 1,
+        });
+        first_form = entry.form;
+        match entry.form {
+            Form::Copy(base) => copy::put(base, &mut references),
+            Form::Known(number) => known::put(number, &mut references),
+            Form::Zero | Form::Delta | Form::Literal | Form::Raw => {}
         }
     }
-    records
+    records.iter().for_each(|record| record.put(text));
+    text.extend_from_slice(&references);
 }
 
-/// Pages of one encoding.
-pub(super) fn count(records: &[Record], encoding: Encoding) -> usize {
-    records
-        .iter()
-        .filter(|run| run.encoding == encoding)
-        .map(|run| usize::from(run.count))
-        .sum()
-}
-
-/// What a batch cost, by encoding; the same on both sides.
-pub(super) fn measure(records: &[Record], literal_bytes: usize, frame_bytes: usize) -> BatchStats {
-    let amount = |encoding: Encoding, payload: usize| {
-        let runs = records
-            .iter()
-            .filter(|run| run.encoding == encoding)
-            .count();
-        Amount {
-            pages: count(records, encoding) as u64,
-            bytes: (runs * RECORD_BYTES + payload) as u64,
+/// Whether a form's reference follows the one of a run's first page by `count`.
+fn continues(first: Form, count: u32, form: Form) -> bool {
+    match (first, form) {
+        (Form::Copy(base), Form::Copy(next)) => {
+            base.block == next.block && base.page.checked_add(count) == Some(next.page)
         }
-    };
-    BatchStats {
-        zero: amount(Encoding::Zero, 0),
-        literal: amount(Encoding::Literal, literal_bytes),
-        raw: amount(Encoding::Raw, count(records, Encoding::Raw) * PAGE_SIZE),
-        batches: 1,
-        frame_bytes: frame_bytes as u64,
-        ..BatchStats::default()
+        (Form::Known(number), Form::Known(next)) => number.checked_add(count) == Some(next),
+        _ => true,
     }
 }

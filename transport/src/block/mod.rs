@@ -1,7 +1,7 @@
 //! An image and what its pages become on the wire.
 //!
 //! ```text
-//! source:  dirty (which pages, taken lane by lane) -> encode (same? zero run, literal, raw) -> batch bytes
+//! source:  dirty (which pages, taken lane by lane) -> encode (a stage for each encoding) -> batch bytes
 //! target:  batch bytes -> decode (digest checked) -> sink (guest) -> ledger
 //! ```
 //!
@@ -59,14 +59,17 @@
 //! # }
 //! ```
 //!
-//! Reading order: layout, dirty, encode with its stages (zero, same, raw, literal), batch, decode,
-//! ledger.
+//! Reading order: layout, dirty, encode with its stages (zero, same, copy, known, delta, raw, literal),
+//! batch, decode, ledger.
 
 mod batch;
 mod copy;
 mod decode;
+mod delta;
 mod dirty;
+mod disable;
 mod encode;
+mod error;
 mod hash;
 mod known;
 mod layout;
@@ -74,18 +77,22 @@ mod ledger;
 mod literal;
 mod raw;
 mod same;
+mod sources;
 mod stats;
 mod zero;
 
 pub use copy::CopyIndex;
-pub use decode::{Applied, DecodeError, LaneDecoder};
+pub use decode::{Applied, LaneDecoder};
 pub use dirty::{DirtySet, LaneCursor, Taken};
-pub use encode::{Disable, LaneEncoder, Sources, UnknownStage};
+pub use disable::{Disable, UnknownStage};
+pub use encode::LaneEncoder;
+pub use error::DecodeError;
 pub use hash::PageHasher;
 pub use known::KnownTable;
 pub use layout::{Layout, LayoutError, RangeSpan};
 pub use ledger::{FIRST_SEQ, Ledger, LedgerPart};
 pub use literal::LEVEL_DEFAULT;
+pub use sources::Sources;
 pub use stats::{Amount, BatchStats};
 
 /// Bytes of one page. Guests with another target page size are refused.

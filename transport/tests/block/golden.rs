@@ -23,12 +23,13 @@ fn batch_wire_format() {
         0x53, 0x57, 0x4c, 0x01,                         // "SWL", version 1
         0x00,                                           // lane 0
         0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, // incarnation
-        0x00, 0x00, 0x00, 0x01,                         // first batch is number 1
-        0x00, 0x00, 0x10, 0x2d,                         // 4141 bytes follow
+        0x00, 0x00, 0x00, 0x03,                         // first batch is number 3
+        0x00, 0x00, 0x10, 0x31,                         // 4145 bytes follow
         0x01,                                           // a batch
-        0x00, 0x00, 0x00, 0x01,                         // number 1
+        0x00, 0x00, 0x00, 0x03,                         // number 3
         0x00, 0x02,                                     // two records
         0x00, 0x00, 0x00, 0x00,                         // no literal bytes
+        0x00, 0x00, 0x00, 0x00,                         // no delta bytes
     ];
     #[rustfmt::skip]
     let records = [
@@ -44,7 +45,7 @@ fn batch_wire_format() {
     // The digest as the spec words it.
     let mut digest =
         blake3::Hasher::new_keyed(&blake3::derive_key("scaleaway/1 batch digest", &KEY));
-    digest.update(&[0]).update(&[0, 0, 0, 1]).update(&records);
+    digest.update(&[0]).update(&[0, 0, 0, 3]).update(&records);
     for page in [random_page(7), [0; PAGE_SIZE], [0; PAGE_SIZE]] {
         digest.update(&blake3::keyed_hash(&KEY, &page).as_bytes()[..16]);
     }
@@ -60,7 +61,7 @@ fn batch_wire_format() {
     assert_eq!(out[..], expected[..]);
 }
 
-/// A literal frame as version 1 may send it: any zstd that unpacks to the pages is right.
+/// A literal frame as it may send it: any zstd that unpacks to the pages is right.
 #[test]
 fn literal_frame_is_zstd() {
     let mut source = Memory::default();
@@ -71,7 +72,7 @@ fn literal_frame_is_zstd() {
         .encode(&data(0..2), &Sources::of(&source), &mut out)
         .unwrap();
     let body = bodies(&out).remove(0);
-    assert_eq!(body[26..35], [6, 0, 0, 0, 0, 0, 0, 0, 2]);
-    let pages = zstd::bulk::decompress(&body[35..], 8192).unwrap();
+    assert_eq!(body[30..39], [6, 0, 0, 0, 0, 0, 0, 0, 2]);
+    let pages = zstd::bulk::decompress(&body[39..], 8192).unwrap();
     assert_eq!(pages, [text_page(1), text_page(2)].concat());
 }

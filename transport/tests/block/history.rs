@@ -62,7 +62,7 @@ fn stages_can_be_switched_off() {
         at: ram(2),
         zero: true,
     });
-    let check = |stages: &[&str], expected: [u64; 4]| {
+    let check = |stages: &[&str], expected: [u64; 5]| {
         let mut disable = Disable::default();
         stages.iter().for_each(|stage| disable.add(stage).unwrap());
         let mut encoder = encoder(0, disable);
@@ -80,16 +80,17 @@ fn stages_can_be_switched_off() {
             }
         }
         assert_eq!(target, memory);
-        let pages = [sum.same, sum.zero, sum.literal, sum.raw].map(|amount| amount.pages);
+        let pages = [sum.same, sum.zero, sum.copy, sum.literal, sum.raw].map(|amount| amount.pages);
         assert_eq!(pages, expected, "without {stages:?}");
         sum.same = Amount::default();
         assert_eq!(sum, applied, "both sides count alike");
     };
-    check(&[], [3, 2, 1, 0]);
-    check(&["same"], [0, 4, 2, 0]);
-    check(&["zero"], [3, 0, 3, 0]);
-    check(&["literal"], [3, 2, 0, 1]);
-    check(&["same", "zero", "literal"], [0, 0, 0, 6]);
+    check(&[], [3, 2, 0, 1, 0]);
+    check(&["same"], [0, 4, 0, 2, 0]);
+    check(&["zero"], [3, 0, 1, 2, 0]);
+    check(&["zero", "copy"], [3, 0, 0, 3, 0]);
+    check(&["literal"], [3, 2, 0, 0, 1]);
+    check(&["same", "zero", "copy", "literal"], [0, 0, 0, 0, 6]);
     assert_eq!(
         Disable::default().add("magic"),
         Err(UnknownStage("magic".into()))

@@ -11,6 +11,8 @@ use crate::memory::*;
 struct Forged {
     seq: u32,
     records: Vec<(u8, u16, u32, u16)>,
+    references: Vec<u8>,
+    delta: Vec<u8>,
     literal: Vec<u8>,
     raw: Vec<u8>,
     digest: Option<[u8; 16]>,
@@ -20,8 +22,10 @@ struct Forged {
 impl Forged {
     fn new(records: Vec<(u8, u16, u32, u16)>) -> Self {
         Self {
-            seq: 1,
+            seq: FIRST_SEQ,
             records,
+            references: Vec::new(),
+            delta: Vec::new(),
             literal: Vec::new(),
             raw: Vec::new(),
             digest: None,
@@ -35,6 +39,7 @@ impl Forged {
         body.extend(self.seq.to_be_bytes());
         body.extend(count.to_be_bytes());
         body.extend((self.literal.len() as u32).to_be_bytes());
+        body.extend((self.delta.len() as u32).to_be_bytes());
         body.extend(self.digest.unwrap_or_default());
         for (encoding, block, page, count) in &self.records {
             body.push(*encoding);
@@ -42,6 +47,8 @@ impl Forged {
             body.extend(page.to_be_bytes());
             body.extend(count.to_be_bytes());
         }
+        body.extend(&self.references);
+        body.extend(&self.delta);
         body.extend(&self.literal);
         body.extend(&self.raw);
         body
@@ -72,7 +79,8 @@ fn wrong_records_are_refused() {
         "PeerRecordCount(1025)",
     );
     check(vec![(0, 0, 0, 1)], "PeerEncoding(0)");
-    check(vec![(3, 0, 0, 1)], "PeerEncoding(3)");
+    check(vec![(1, 0, 0, 1)], "PeerEncoding(1)");
+    check(vec![(8, 0, 0, 1)], "PeerEncoding(8)");
     check(vec![(ZERO, 0, 0, 0)], "PeerOutside");
     check(vec![(ZERO, 2, 0, 1)], "PeerOutside");
     check(vec![(ZERO, 0, 512 * 19 + 5, 1)], "PeerOutside");
@@ -99,7 +107,7 @@ fn wrong_lengths_are_refused() {
         raw: vec![1; 4096],
         ..Forged::new(vec![(RAW, 0, 0, 1)])
     };
-    for bytes in 0..26 + 9 {
+    for bytes in 0..30 + 9 {
         let error = decoder(0)
             .apply(&whole.body()[..bytes], &mut Untouched)
             .unwrap_err();
@@ -123,7 +131,7 @@ fn wrong_lengths_are_refused() {
         ..Forged::new(vec![(ZERO, 0, 0, 1)])
     }
     .refused();
-    assert!(matches!(error, DecodeError::PeerTruncated(35)));
+    assert!(matches!(error, DecodeError::PeerTruncated(39)));
     let error = Forged {
         literal: vec![1],
         ..Forged::new(vec![(ZERO, 0, 0, 1)])
@@ -183,7 +191,7 @@ fn any_changed_bit_is_found() {
     let mut changed = body.clone();
     changed[frame_end] ^= 1;
     let error = decoder(0).apply(&changed, &mut Untouched).unwrap_err();
-    assert!(matches!(error, DecodeError::PeerDigest { seq: 1 }));
+    assert!(matches!(error, DecodeError::PeerDigest { seq: FIRST_SEQ }));
 }
 
 /// The last number of a lane is the last: it is not followed by 0.

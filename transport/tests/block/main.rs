@@ -10,3 +10,5 @@ mod history;
 mod hostile;
 mod memory;
 mod ownership;
+mod references;
+mod walks;

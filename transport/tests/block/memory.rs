@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::BytesMut;
 use transport::block::*;
@@ -54,6 +54,55 @@ impl Sink for Memory {
     fn read(&mut self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
         Contents::read(self, at, into)
     }
+
+    fn known(&mut self, number: u32, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        if number >= DISK_PAGES {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        *into = disk_page(number);
+        Ok(())
+    }
+}
+
+/// Pages of the disk image that both hosts have.
+pub(crate) const DISK_PAGES: u32 = 50;
+
+/// One page of that image.
+pub(crate) fn disk_page(number: u32) -> [u8; PAGE_SIZE] {
+    if number.is_multiple_of(2) {
+        text_page(number + 7000)
+    } else {
+        random_page(number + 7000)
+    }
+}
+
+/// The image as sent, as an encoder keeps it.
+#[derive(Debug, Default)]
+pub(crate) struct Kept(pub(crate) Mutex<Memory>);
+
+impl Kept {
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Replica for Kept {
+    fn read(&self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        Contents::read(&*self.memory(), at, into)
+    }
+
+    fn write(&self, first: PageAddress, contents: &[u8]) -> io::Result<()> {
+        let (pages, rest) = contents.as_chunks();
+        assert!(rest.is_empty(), "whole pages");
+        for (page, content) in (first.page..).zip(pages) {
+            self.memory().write(PageAddress { page, ..first }, *content);
+        }
+        Ok(())
+    }
+
+    fn zero(&self, first: PageAddress, count: u32) -> io::Result<()> {
+        Sink::zero(&mut *self.memory(), first, count)
+    }
 }
 
 /// A sink that fails when anything reaches it.
@@ -97,7 +146,7 @@ pub(crate) fn part(lane: usize) -> LedgerPart {
 }
 
 pub(crate) fn encoder(lane: usize, disable: Disable) -> LaneEncoder {
-    LaneEncoder::new(part(lane), &KEY, 1, disable).unwrap()
+    LaneEncoder::new(part(lane), &KEY, FIRST_SEQ, disable).unwrap()
 }
 
 /// A decoder whose stream was opened.

@@ -21,7 +21,7 @@ fn s6_old_incarnation_is_refused() {
     let header = |lane, incarnation| LaneHeader {
         lane,
         incarnation,
-        first_seq: 1,
+        first_seq: FIRST_SEQ,
     };
     let error = decoder.open(&header(3, 1)).unwrap_err();
     assert!(matches!(
@@ -60,11 +60,11 @@ fn s6_older_version_is_dropped() {
     let mut encoder = encoder(0, Disable::default());
     source.write(ram(1), text_page(1));
     source.write(ram(2), random_page(1));
-    // Batch 1: pages 1 (text), 2 (random), 3 to 6 (zero).
+    // Batch 3: pages 1 (text), 2 (random), 3 to 6 (zero).
     let first = batches(&mut encoder, &source, &data(1..7));
     source.write(ram(1), text_page(2));
     source.write(ram(5), text_page(3));
-    // Batch 2: pages 1 and 5.
+    // Batch 4: pages 1 and 5.
     let second = batches(&mut encoder, &source, &data([1, 5]));
 
     let mut target = Memory::default();
@@ -78,14 +78,14 @@ fn s6_older_version_is_dropped() {
             })
             .unwrap();
     };
-    open_at(&mut decoder, 2);
+    open_at(&mut decoder, 4);
     decoder.apply(&second[0], &mut target).unwrap();
-    open_at(&mut decoder, 1);
+    open_at(&mut decoder, 3);
     let applied = decoder.apply(&first[0], &mut target).unwrap();
     assert_eq!(applied.old_pages, 2);
     assert_eq!(target, source);
-    assert_eq!(decoder.ledger().get(ram(1)).unwrap().1, 2);
-    assert_eq!(decoder.ledger().get(ram(2)).unwrap().1, 1);
+    assert_eq!(decoder.ledger().get(ram(1)).unwrap().1, 4);
+    assert_eq!(decoder.ledger().get(ram(2)).unwrap().1, 3);
     let pages = |ledger: &LedgerPart| ledger.iter().collect::<Vec<_>>();
     assert_eq!(pages(decoder.ledger()), pages(encoder.ledger()));
 }
@@ -103,8 +103,8 @@ fn s6_sequence_has_no_gap() {
     assert!(matches!(
         error,
         DecodeError::PeerSequence {
-            expected: 1,
-            found: 2
+            expected: 3,
+            found: 4
         }
     ));
     decoder.apply(&first[0], &mut Memory::default()).unwrap();
@@ -112,8 +112,8 @@ fn s6_sequence_has_no_gap() {
     assert!(matches!(
         error,
         DecodeError::PeerSequence {
-            expected: 2,
-            found: 1
+            expected: 4,
+            found: 3
         }
     ));
 }

@@ -1,6 +1,4 @@
-//! Pages with the content of another page: named by where the target has that content already.
-//!
-//! The **index** finds, by hash, the page that holds a content. All lanes share it, without a lock:
+//! Finds, by hash, the page that holds a content. All lanes share it, without a lock:
 //!
 //! ```text
 //! slots   hash -> page        one cell per bucket, the latest wins
@@ -8,17 +6,17 @@
 //! ```
 //!
 //! An entry counts only while both tables agree, so a page that was sent again with other content is
-//! found no more. A wrong hit (the tags of two contents are equal) makes the target ask for the
-//! pages again and nothing worse: the batch's digest decides.
+//! found no more.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{LANES, Layout, PageAddress, PageHash, index};
+use crate::block::{LANES, Layout, PageAddress, PageHash, index};
 
 /// Where content that was sent can be found again. Bounded by the bytes that it may take.
 #[derive(Debug)]
 pub struct CopyIndex {
-    layout: std::sync::Arc<Layout>,
+    layout: Arc<Layout>,
     /// Running number of each block's first page.
     first_page: Vec<u64>,
     /// Page number + 1 by bits of the hash, 0 for none.
@@ -32,7 +30,7 @@ pub struct CopyIndex {
 impl CopyIndex {
     /// An empty index of at most `max_bytes`. Where that is not enough for the whole image its last
     /// pages are never found.
-    pub fn new(layout: &std::sync::Arc<Layout>, max_bytes: usize) -> Self {
+    pub fn new(layout: &Arc<Layout>, max_bytes: usize) -> Self {
         let mut first_page = Vec::with_capacity(layout.blocks().len());
         let mut next = 0;
         for block in layout.blocks() {
@@ -117,7 +115,7 @@ impl CopyIndex {
         let block = self.first_page.partition_point(|first| *first <= number) - 1;
         let page = number - self.first_page[block];
         PageAddress {
-            block: super::BlockId(super::length_u16(block)),
+            block: crate::block::BlockId(crate::block::length_u16(block)),
             page: u32::try_from(page).expect("pages of a block are u32"),
         }
     }
@@ -128,7 +126,7 @@ mod tests {
     use super::*;
     use crate::block::{BlockId, BlockSpec};
 
-    fn layout() -> std::sync::Arc<Layout> {
+    fn layout() -> Arc<Layout> {
         let block = |name: &str, pages| BlockSpec {
             name: name.into(),
             pages,

@@ -1,9 +1,8 @@
-//! Pages that the target holds outside the image, in disk images that it shares with this peer: named
-//! by the number that the target gave.
+//! The numbers that the target gave, by the first bytes of a page's hash.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::PageHash;
+use crate::block::PageHash;
 
 /// Places that one prefix may be at, one after the other.
 const PROBES_MAX: usize = 8;
