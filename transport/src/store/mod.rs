@@ -8,6 +8,7 @@ mod content;
 mod ranges;
 mod replica;
 mod shadow;
+mod uring;
 mod whole_file;
 
 pub use checkpoint::{
@@ -17,3 +18,4 @@ pub use content::{BlockSource, ContentIndex, OpenImage, Share, Shares};
 pub use ranges::{BasisKey, RangeHashes};
 pub use replica::ReplicaFile;
 pub use shadow::Shadow;
+pub use uring::WriteRing;

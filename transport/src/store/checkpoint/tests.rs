@@ -251,6 +251,118 @@ fn growth_is_bounded_by_the_budget() {
     assert!(!again.hash_ranges(&SECRET, 2).unwrap().is_zero(0));
 }
 
+/// A full disk breaks the replica and nothing else: what was written is there again when there is
+/// room, and an attempt that cannot even begin one is told so.
+#[test]
+fn a_full_disk_breaks_the_replica_alone() {
+    let here = Scratch::new("full");
+    let Some(_disk) = SmallDisk::mount(&here.path, "2m") else {
+        return;
+    };
+    here.limit(Some(u64::MAX), u64::MAX);
+    let layout = layout(2000);
+    let replica = here.open("vm", "peer", &layout).unwrap();
+    let written = (0..2000)
+        .find(|page| replica.write(at(0, *page), &[1; PAGE_SIZE]).is_err())
+        .expect("2000 pages do not fit");
+    assert!((400..512).contains(&written), "{written}");
+    assert!(replica.is_broken());
+    let broken = replica.write(at(0, 0), &[2; PAGE_SIZE]).unwrap_err();
+    assert_eq!(broken.to_string(), "the replica is broken");
+    drop(replica);
+
+    let error = here.open("vm", "peer", &layout).unwrap_err();
+    let CheckpointError::LocalFile { cause, .. } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(cause.kind(), io::ErrorKind::StorageFull);
+    let image = here.all.folder_of("vm", key("peer")).join(IMAGE);
+    let image = OpenOptions::new().write(true).open(image).unwrap();
+    image.set_len(300 * PAGE_SIZE as u64).unwrap();
+    let again = here.open("vm", "peer", &layout).unwrap();
+    let mut page = [0; PAGE_SIZE];
+    again.read(at(0, 299), &mut page).unwrap();
+    assert_eq!(page, [1; PAGE_SIZE]);
+}
+
+/// A replica whose process is killed while it writes is taken up by the next one, and what had been
+/// written is there.
+#[test]
+fn a_killed_writer_leaves_its_pages() {
+    const FOLDER: &str = "TEST_KILLED_WRITER_FOLDER";
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        let here = Checkpoints::new(Path::new(&folder));
+        let opening = opening("vm", "peer", 100);
+        let replica = here.open(&opening, &layout(2000)).unwrap();
+        for round in 1.. {
+            for page in 0..2000 {
+                let content = [u8::try_from(round % 250 + 1).unwrap(); PAGE_SIZE];
+                replica.write(at(0, page), &content).unwrap();
+            }
+            if round == 1 {
+                fs::write(Path::new(&folder).join("begun"), b"").unwrap();
+            }
+        }
+    }
+    let here = Scratch::new("killed");
+    let mut writer = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "store::checkpoint::tests::a_killed_writer_leaves_its_pages",
+        ])
+        .env(FOLDER, &here.path)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !here.path.join("begun").exists() {
+        assert!(writer.try_wait().unwrap().is_none(), "the writer ended");
+        std::thread::yield_now();
+    }
+    assert!(matches!(
+        here.open("vm", "peer", &layout(2000)),
+        Err(CheckpointError::LocalInUse(_))
+    ));
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    let replica = here.open("vm", "peer", &layout(2000)).unwrap();
+    let hashes = replica.hash_ranges(&SECRET, 2).unwrap();
+    let hasher = crate::block::PageHasher::new(&SECRET);
+    let mut page = [0; PAGE_SIZE];
+    for (address, hash) in (0..4).flat_map(|range| hashes.pages(range)) {
+        replica.read(address, &mut page).unwrap();
+        assert_ne!(page[0], 0, "{address:?}");
+        assert_eq!(hash, hasher.hash(&page), "{address:?}");
+    }
+}
+
+/// A file system of a few megabytes, gone at the end.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, size: &str) -> Option<Self> {
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(at)
+            .output()
+            .unwrap();
+        if mounted.status.success() {
+            return Some(Self(at.into()));
+        }
+        let required = std::env::var_os("REQUIRE_ALL").is_some();
+        assert!(!required, "mounting a small file system: {mounted:?}");
+        eprintln!("Skipped: a small file system cannot be mounted here");
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let mut unmount = std::process::Command::new("umount");
+        // Files of a test that failed may be open still.
+        assert!(unmount.arg("-l").arg(&self.0).status().unwrap().success());
+    }
+}
+
 /// A folder of its own for each test, removed at the end.
 struct Scratch {
     path: PathBuf,
@@ -271,25 +383,11 @@ impl Scratch {
         peer: &str,
         layout: &Arc<Layout>,
     ) -> Result<ReplicaFile, CheckpointError> {
-        let opening = Opening {
-            vm: vm.into(),
-            peer: key(peer),
-            role: Role::Source,
-            attempt: "00".into(),
-            now_s: 100,
-        };
-        self.all.open(&opening, layout)
+        self.all.open(&opening(vm, peer, 100), layout)
     }
 
     fn open_at(&self, vm: &str, now_s: u64) -> Result<ReplicaFile, CheckpointError> {
-        let opening = Opening {
-            vm: vm.into(),
-            peer: key("peer"),
-            role: Role::Target,
-            attempt: "00".into(),
-            now_s,
-        };
-        self.all.open(&opening, &layout(2000))
+        self.all.open(&opening(vm, "peer", now_s), &layout(2000))
     }
 
     fn limit(&self, bytes_max: Option<u64>, age_max_s: u64) {
@@ -305,6 +403,16 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.path).unwrap();
+    }
+}
+
+fn opening(vm: &str, peer: &str, now_s: u64) -> Opening {
+    Opening {
+        vm: vm.into(),
+        peer: key(peer),
+        role: Role::Source,
+        attempt: "00".into(),
+        now_s,
     }
 }
 
