@@ -118,11 +118,13 @@ fn require_root() -> anyhow::Result<()> {
 /// Runs one after the other. A lab that breaks in one scenario does not take the others with it.
 fn run_all(names: &[String], options: &Options, copy: Option<&Path>) -> anyhow::Result<bool> {
     require_root()?;
-    for name in names {
-        // A wrong name is found before the first run, which may take hours.
-        if !name.starts_with("link/") {
-            Scenario::named(name)?;
-        }
+    // A wrong word is found before the first run, which may be hours before the last.
+    let mut stays = false;
+    for name in names.iter().filter(|name| !name.starts_with("link/")) {
+        stays |= Scenario::named(name)?.past.stay.is_some();
+    }
+    if options.stay.is_some() && !stays {
+        bail!("--stay is for a way back: return-FAMILY/LINK");
     }
     let mut well = true;
     let mut broken = Vec::new();
@@ -138,7 +140,7 @@ fn run_all(names: &[String], options: &Options, copy: Option<&Path>) -> anyhow::
     }
     say(&format!("results: {}", options.folder.path().display()));
     if names.len() > 1 {
-        report(&options.folder)?;
+        write_page(options.folder.path(), &results(&options.folder)?)?;
     }
     if !broken.is_empty() {
         bail!("the lab broke in {}", broken.join(", "));
@@ -152,8 +154,8 @@ fn run_one(name: &str, options: &Options, copy: Option<&Path>) -> anyhow::Result
         Some(link) => Results::Link(link_run::run(link, options, &progress)?),
         None => {
             let mut scenario = Scenario::named(name)?;
-            if let Some(seconds) = options.stay {
-                scenario.set_stay(seconds)?;
+            if let Some((seconds, stay)) = options.stay.zip(scenario.past.stay.as_mut()) {
+                stay.seconds = seconds;
             }
             progress.note(&format!("{}: {}", scenario.name, scenario.about));
             Results::Migration(run::migration(&scenario, options, &progress)?)
@@ -186,6 +188,14 @@ fn report(folder: &Folder) -> anyhow::Result<()> {
     let page = write_page(folder.path(), &results)?;
     say(&format!("page: {}", page.display()));
     Ok(())
+}
+
+fn results(folder: &Folder) -> anyhow::Result<Vec<Results>> {
+    let parts = folder.parts()?;
+    if parts.is_empty() {
+        bail!("no results in {}", folder.path().display());
+    }
+    parts.iter().map(Results::of).collect()
 }
 
 fn print(results: &Results) {

@@ -8,9 +8,10 @@ use crate::arm::{Arm, Way};
 use crate::guest::{Machine, Past};
 
 /// Each file is a family; one that names a link is a scenario by itself.
-const FAMILIES: [(&str, &str); 12] = [
+const FAMILIES: [(&str, &str); 13] = [
     ("demo", include_str!("../scenarios/demo.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),
+    ("smoke-back", include_str!("../scenarios/smoke-back.toml")),
     ("cold-idle", include_str!("../scenarios/cold-idle.toml")),
     (
         "cold-idle-known",
@@ -107,17 +108,6 @@ impl Scenario {
             known: family.known,
             arms,
         })
-    }
-
-    /// Makes the guest's stay at the client shorter or longer.
-    ///
-    /// # Errors
-    /// When the scenario has none.
-    pub fn set_stay(&mut self, seconds: u32) -> anyhow::Result<()> {
-        let stay = self.past.stay.as_mut();
-        stay.with_context(|| format!("{} is no way back", self.name))?
-            .seconds = seconds;
-        Ok(())
     }
 
     /// Which way the guest goes.

@@ -4,7 +4,7 @@ mod figures;
 mod migration;
 mod watch;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde_json::json;
 
 use crate::arm::Arm;
@@ -62,6 +62,13 @@ pub fn migration(
         // Arms that an earlier call ran and this one does not.
         runs: folder.others(&arms)?,
     };
+    if let Ok(earlier) = folder.document::<MigrationRun>() {
+        ensure!(
+            (&earlier.guest, &earlier.link) == (&document.guest, &document.link),
+            "{} holds runs of another guest or link",
+            folder.path().display()
+        );
+    }
     let all = arms.len() * usize::try_from(options.repeat)?;
     let mut place = 0;
     for repeat in 1..=options.repeat {

@@ -241,6 +241,9 @@ fn setting<R>(document: &Document<R>) -> String {
     if let Some(delay) = link["delay_ms"].as_f64() {
         parts.push(format!("{:.1} ms round trip", delay * 2.0));
     }
+    if let Some(share) = link["loss_share"].as_f64().filter(|share| *share > 0.0) {
+        parts.push(format!("{:.1} % loss", share * 100.0));
+    }
     if let Some(memory) = guest["memory_mib"].as_u64() {
         parts.push(format!("guest of {memory} MiB"));
     }
@@ -254,6 +257,9 @@ fn setting<R>(document: &Document<R>) -> String {
         guest["redis"].as_array().map_or(&[][..], Vec::as_slice)
     {
         parts.push(format!("redis, {keys} values of {bytes} bytes"));
+    }
+    if let Some(seconds) = guest["past"]["stay"]["seconds"].as_u64() {
+        parts.push(format!("back after {seconds} s"));
     }
     parts.join(" \u{b7} ")
 }
