@@ -69,6 +69,10 @@ pub struct MigrationRun {
     pub resumed_ms: Option<f64>,
     /// IP bytes offered to the link, both directions.
     pub wire_bytes: Option<u64>,
+    /// How much of `wire_bytes` was not the arm's: the user's pings and readings and the overlay's
+    /// own, by what they offered each second before the start. More on a way back than on a way out.
+    #[serde(default)]
+    pub wire_bytes_background: Option<u64>,
     /// IP bytes that left it.
     pub wire_bytes_delivered: Option<u64>,
     /// Packets that found the link's buffer full.
@@ -104,6 +108,7 @@ pub(crate) fn example() -> MigrationRun {
         downtime_ms: Some(743.0),
         resumed_ms: None,
         wire_bytes: Some(925_000_000),
+        wire_bytes_background: Some(1200),
         wire_bytes_delivered: Some(924_000_000),
         queue_drops: Some(887),
         ping_outage_ms: Some(851.0),

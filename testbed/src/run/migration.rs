@@ -128,17 +128,22 @@ fn in_lab(
     };
     let mut flight = Flight::prepare(setting.arm, &sides);
     let observed_from_us = clock::epoch_us();
+    let wan_idle = lab.wan.counters()?;
     progress.step(&format!("{name}: watching the guest before the start"));
     clock::pause(BEFORE);
 
     let wan_before = lab.wan.counters()?;
     progress.step(&format!("{name}: moving"));
+    let idle_us = clock::epoch_us() - observed_from_us;
     let mut ended = match &mut flight {
         Ok(flight) => fly(setting, flight, &sides, name, progress),
         // An arm that cannot even begin is a result too.
         Err(error) => Ended::failed(clock::epoch_us(), error),
     };
     let wan_after = lab.wan.counters()?;
+    let moved_us = clock::epoch_us() - ended.started_us;
+    let idle_bytes = wan_before.wire_bytes() - wan_idle.wire_bytes();
+    let background = u128::from(idle_bytes) * u128::from(moved_us) / u128::from(idle_us.max(1));
     let samples = control.samples();
     drop(control);
     let mut self_check_errors = None;
@@ -163,6 +168,7 @@ fn in_lab(
     let share = figures::writes_share(&samples, observed_from_us, ended.started_us, stopped_us);
     Ok(MigrationRun {
         wire_bytes: Some(wan_after.wire_bytes() - wan_before.wire_bytes()),
+        wire_bytes_background: u64::try_from(background).ok(),
         wire_bytes_delivered: Some(delivered(&wan_after) - delivered(&wan_before)),
         queue_drops: Some(wan_after.queue_drops() - wan_before.queue_drops()),
         guest_writes_share: share,
@@ -187,6 +193,7 @@ fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen) -> MigrationRun {
             .and_then(|from_us| after(from_us, ended.resumed_us)),
         resumed_ms: completed_ms.and(resumed_ms),
         wire_bytes: None,
+        wire_bytes_background: None,
         wire_bytes_delivered: None,
         queue_drops: None,
         ping_outage_ms: seen.outage_ms,
