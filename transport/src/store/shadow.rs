@@ -17,16 +17,21 @@ use crate::block::{Contents, Layout, PAGE_SIZE, PageAddress};
 #[derive(Debug)]
 pub struct Shadow {
     file: File,
-    /// Byte offset of each block in the file.
-    offsets: Vec<u64>,
+    /// Byte offset of each block in the file; `None` for one that is held elsewhere.
+    offsets: Vec<Option<u64>>,
 }
 
 impl Shadow {
-    /// Makes the file in `folder` (mode 0600, no name) and reserves its space.
+    /// Makes the file in `folder` (mode 0600, no name) and reserves its space: as much as all blocks
+    /// but those that are `held` elsewhere, by their places in the layout.
     ///
     /// # Errors
     /// What the file system says; `StorageFull` when guest RAM does not fit.
-    pub fn create(folder: &Path, layout: &Layout) -> io::Result<Shadow> {
+    pub fn create(
+        folder: &Path,
+        layout: &Layout,
+        held: impl Fn(usize) -> bool,
+    ) -> io::Result<Shadow> {
         let tmpfile = i32::try_from(rustix::fs::OFlags::TMPFILE.bits()).unwrap_or(0);
         let file = std::fs::OpenOptions::new()
             .read(true)
@@ -36,11 +41,17 @@ impl Shadow {
             .open(folder)?;
         let mut offsets = Vec::with_capacity(layout.blocks().len());
         let mut end = 0_u64;
-        for block in layout.blocks() {
-            offsets.push(end);
+        for (place, block) in layout.blocks().iter().enumerate() {
+            if held(place) {
+                offsets.push(None);
+                continue;
+            }
+            offsets.push(Some(end));
             end += u64::from(block.pages) * PAGE_SIZE as u64;
         }
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, end)?;
+        if end > 0 {
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, end)?;
+        }
         Ok(Shadow { file, offsets })
     }
 
@@ -56,6 +67,8 @@ impl Shadow {
         let base = self
             .offsets
             .get(usize::from(at.block.0))
+            .copied()
+            .flatten()
             .ok_or(io::ErrorKind::InvalidInput)?;
         Ok(base + u64::from(at.page) * PAGE_SIZE as u64)
     }
@@ -80,7 +93,7 @@ mod tests {
             pages: 4,
         };
         let layout = Layout::new(vec![block("a"), block("b")]).unwrap();
-        let shadow = Shadow::create(&std::env::temp_dir(), &layout).unwrap();
+        let shadow = Shadow::create(&std::env::temp_dir(), &layout, |_| false).unwrap();
         let at = |block, page| PageAddress {
             block: BlockId(block),
             page,

@@ -1,9 +1,9 @@
 //! Writes in batches through io_uring.
 //!
-//! It pays where much is written at once past the page cache, as in a wipe: several times the speed of
-//! `pwrite` on the same descriptor. It does not pay on the hot path, whose pages belong into the page
-//! cache: there ext4 hands each write to a kernel thread, at three times the cost. docs/store.md has
-//! the figures, `cargo bench --bench store_write` makes them.
+//! It pays where much is written at once past the page cache, as in a wipe: 1.7 times the speed of
+//! `pwrite`. It does not pay on the hot path, whose pages belong into the page cache: there ext4 hands
+//! each write to a kernel thread, at three times the cost. docs/store.md has the figures,
+//! `cargo bench --bench store_write` makes them.
 //!
 //! Where io_uring is refused (seccomp, a sysctl, an old kernel) [`WriteRing::new`] says so and the
 //! caller writes the plain way.
@@ -135,7 +135,7 @@ impl WriteRing {
             // SAFETY: the kernel reads `pages` until the completion. They are the ring's own, and
             // `finish` either waits for every completion or leaks them; nothing changes them before
             // it returns, and `file` is borrowed until then.
-            // JUSTIFICATION: io_uring has no safe interface; a wipe is two to four times as fast
+            // JUSTIFICATION: io_uring has no safe interface; a wipe is 1.7 times as fast
             // (benches/store_write.rs, group wipe).
             let pushed = unsafe { self.ring.submission().push(&entry) };
             pushed.map_err(io::Error::other)?;
