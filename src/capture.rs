@@ -16,16 +16,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use qemu_glue::memory::SharedRam;
 use qemu_glue::stream::{
     Command, EndWatch, Event, Limits, PAGE_SIZE, Parser, Phase, RamBlock, StreamError, TailState,
     return_path, xbzrle,
 };
 use tokio::sync::{Notify, mpsc};
 use transport::block::{BlockId, BlockSpec, Contents, DirtySet, Layout, PageAddress};
-use transport::store::Shadow;
 use transport::wire::limits::{HEAD_MAX_BYTES, TAIL_MAX_BYTES};
 use transport::wire::{Frame, tail};
 
+use crate::mapped::SourceMemory;
 use crate::relay::Spool;
 
 /// Bytes per read of the socket: about eight of QEMU's own writes.
@@ -64,7 +65,7 @@ pub(crate) enum Captured {
 pub(crate) struct Image {
     pub(crate) layout: Arc<Layout>,
     pub(crate) dirty: Arc<DirtySet>,
-    pub(crate) shadow: Arc<Shadow>,
+    pub(crate) memory: Arc<SourceMemory>,
 }
 
 /// A running capture.
@@ -87,6 +88,7 @@ impl Capture {
     pub(crate) fn start(
         socket: UnixStream,
         folder: PathBuf,
+        shared: Option<SharedRam>,
         wake: Arc<Notify>,
     ) -> std::io::Result<(Capture, mpsc::Receiver<Captured>)> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
@@ -94,8 +96,10 @@ impl Capture {
         let reader = Reader {
             socket: socket.try_clone()?,
             folder,
+            shared,
             wake,
             events,
+            is_stopped: false,
             counters: counters.clone(),
             head: Bytes::new(),
             head_told: false,
@@ -167,8 +171,11 @@ enum CaptureError {
 struct Reader {
     socket: UnixStream,
     folder: PathBuf,
+    shared: Option<SharedRam>,
     wake: Arc<Notify>,
     events: mpsc::Sender<Captured>,
+    /// The guest is stopped: the stream and shared memory must agree.
+    is_stopped: bool,
     counters: Arc<Counters>,
     head: Bytes,
     head_told: bool,
@@ -288,8 +295,8 @@ impl Reader {
         match event {
             Event::Head(bytes) => self.head = Bytes::copy_from_slice(bytes),
             Event::Command(Command::Ping(value)) => self.pong(value)?,
-            Event::Command(Command::OpenReturnPath | Command::SwitchoverStart)
-            | Event::GuestStopped => {}
+            Event::Command(Command::OpenReturnPath | Command::SwitchoverStart) => {}
+            Event::GuestStopped => self.is_stopped = true,
             // Set-up is over, no unknown section can come before the first page any more.
             Event::RamBegin(_) => self.tell_head()?,
             Event::Command(Command::PostcopyAdviseBitmaps) => {}
@@ -341,7 +348,8 @@ impl Reader {
             .collect();
         let layout = Layout::new(specs)
             .map_err(|error| CaptureError::Refused(format!("this guest's memory: {error}")))?;
-        let shadow = Shadow::create(&self.folder, &layout).map_err(|error| {
+        let shared = self.shared.take();
+        let memory = SourceMemory::create(&self.folder, &layout, shared).map_err(|error| {
             let mib = layout.pages_total() / 256;
             let folder = self.folder.display();
             CaptureError::Refused(format!(
@@ -352,7 +360,7 @@ impl Reader {
         let layout = Arc::new(layout);
         let image = Image {
             dirty: Arc::new(DirtySet::new(layout.clone())),
-            shadow: Arc::new(shadow),
+            memory: Arc::new(memory),
             layout,
         };
         self.zeroed = Zeroed::of(&image.layout);
@@ -373,6 +381,9 @@ impl Reader {
     }
 
     fn page(&mut self, at: PageAddress, content: &[u8; PAGE_SIZE]) -> Result<(), CaptureError> {
+        if self.image()?.memory.is_shared(at.block) {
+            return self.shared_page(at, content);
+        }
         let continues = self.run_first.is_some_and(|first| {
             let pages = self.run.len() / PAGE_SIZE;
             first.block == at.block && u64::from(first.page) + pages as u64 == u64::from(at.page)
@@ -383,6 +394,28 @@ impl Reader {
         }
         self.run.extend_from_slice(content);
         self.zeroed.set(at, false);
+        self.announced()
+    }
+
+    /// The stream only says that the page is dirty; its content is read when it is sent (S7).
+    fn shared_page(
+        &mut self,
+        at: PageAddress,
+        content: &[u8; PAGE_SIZE],
+    ) -> Result<(), CaptureError> {
+        self.flush_run()?;
+        let image = self.image()?;
+        if self.is_stopped {
+            // Nothing writes any more: if these differ, it is not the guest's memory (S9).
+            let mut found = [0; PAGE_SIZE];
+            image.memory.read(at, &mut found)?;
+            if found != *content {
+                return Err(CaptureError::Refused(format!(
+                    "shared memory differs from QEMU's stream at {at:?}: use --mapped off"
+                )));
+            }
+        }
+        image.dirty.mark_data(at);
         self.announced()
     }
 
@@ -399,8 +432,12 @@ impl Reader {
         let mut content = [0; PAGE_SIZE];
         let image = self.image()?;
         // The shadow keeps no zero pages.
+        if image.memory.is_shared(at.block) {
+            let text = "QEMU sends xbzrle changes, which exclude reading its memory (S8)";
+            return Err(CaptureError::Refused(text.into()));
+        }
         if !self.zeroed.get(at) {
-            image.shadow.read(at, &mut content)?;
+            image.memory.read(at, &mut content)?;
         }
         xbzrle::apply(&mut content, encoded)
             .map_err(|error| CaptureError::Refused(format!("xbzrle: {error}")))?;
@@ -413,7 +450,7 @@ impl Reader {
             return Ok(());
         };
         let image = self.image.as_ref().ok_or(CaptureError::SessionGone)?;
-        image.shadow.write(first, &self.run)?;
+        image.memory.write(first, &self.run)?;
         let pages = u32::try_from(self.run.len() / PAGE_SIZE).unwrap_or(0);
         for page in first.page..first.page + pages {
             image.dirty.mark_data(PageAddress { page, ..first });

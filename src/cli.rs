@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::command;
+use crate::mapped::Mapped;
 use crate::state_dir::StateDirArgs;
 
 /// UDP port of an agent.
@@ -57,6 +58,9 @@ pub(crate) struct SessionArgs {
     /// QEMU's monitor socket (started with -qmp unix:PATH,server=on,wait=off).
     #[arg(long, value_name = "PATH")]
     pub(crate) qmp: PathBuf,
+    /// Whether pages are read from, or written into, memory that QEMU shares (a memfd or a file).
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) mapped: Mapped,
     /// Only this trusted peer.
     #[arg(long, value_name = "NAME|FINGERPRINT")]
     pub(crate) peer: Option<String>,

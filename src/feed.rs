@@ -21,6 +21,7 @@ use transport::block::{BlockSpec, LANES, PageAddress, Replica, Sink};
 use transport::quic::driver::LaneSink;
 use transport::wire::tail;
 
+use crate::mapped::TargetMemory;
 use crate::shared::Shared;
 
 /// Decoded batches that wait for QEMU: each at most 256 KiB of pages, so at most 4 MiB.
@@ -69,16 +70,45 @@ impl Batch {
         for (first, count) in &self.zeros {
             replica.zero(*first, *count)?;
         }
+        self.runs()
+            .try_for_each(|(first, contents)| replica.write(first, contents))
+    }
+
+    /// Writes what belongs into shared memory there and returns the rest, for QEMU's stream.
+    fn write_shared(self, memory: &TargetMemory) -> std::io::Result<Batch> {
+        let mut rest = Batch::default();
+        for (first, count) in &self.zeros {
+            if memory.is_shared(first.block) {
+                memory.zero(*first, *count)?;
+            } else {
+                rest.zeros.push((*first, *count));
+            }
+        }
+        for (first, contents) in self.runs() {
+            if memory.is_shared(first.block) {
+                memory.write(first, contents)?;
+                continue;
+            }
+            for page in 0..contents.len() / PAGE_SIZE {
+                let page = first.page + u32::try_from(page).unwrap_or(0);
+                rest.pages.push(PageAddress { page, ..first });
+            }
+            rest.contents.extend_from_slice(contents);
+        }
+        Ok(rest)
+    }
+
+    /// Neighbours with their contents.
+    fn runs(&self) -> impl Iterator<Item = (PageAddress, &[u8])> {
         let follows = |one: &PageAddress, next: &PageAddress| {
             one.block == next.block && one.page + 1 == next.page
         };
         let mut contents = &self.contents[..];
-        for run in self.pages.chunk_by(follows) {
+        self.pages.chunk_by(follows).map(move |run| {
             let (these, rest) = contents.split_at(run.len() * PAGE_SIZE);
-            replica.write(run[0], these)?;
             contents = rest;
-        }
-        Ok(())
+            (run[0], these)
+        })
     }
 }
 
@@ -185,9 +215,11 @@ impl Feeder {
     }
 }
 
-/// What this host holds beside target QEMU.
+/// What this host holds beside target QEMU's stream.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Elsewhere {
+    /// Memory that QEMU shares: its pages are written there.
+    pub(crate) memory: Option<Arc<TargetMemory>>,
     /// The image as applied, kept for the next trip, read for copies and deltas.
     pub(crate) replica: Option<Arc<dyn Replica>>,
     /// Disk images that the source may name.
@@ -218,9 +250,10 @@ impl Sink for FeedSink {
     }
 
     fn read(&mut self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()> {
-        match &self.elsewhere.replica {
-            Some(replica) => replica.read(at, into),
-            None => Err(std::io::ErrorKind::Unsupported.into()),
+        match (&self.elsewhere.memory, &self.elsewhere.replica) {
+            (Some(memory), _) if memory.is_shared(at.block) => memory.read(at, into),
+            (_, Some(replica)) => replica.read(at, into),
+            (_, None) => Err(std::io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -250,9 +283,12 @@ impl LaneSink for FeedSink {
     }
 
     fn batch_end(&mut self, wire_bytes: u64) -> std::io::Result<()> {
-        let batch = std::mem::take(&mut self.batch);
+        let mut batch = std::mem::take(&mut self.batch);
         if !std::mem::take(&mut self.is_seeding) {
             self.keep(&batch);
+        }
+        if let Some(memory) = &self.elsewhere.memory {
+            batch = batch.write_shared(memory)?;
         }
         self.send(Feed::Batch {
             lane: self.lane,

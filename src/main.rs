@@ -14,6 +14,7 @@ mod feed;
 mod hook;
 mod journal;
 mod kept;
+mod mapped;
 mod peer;
 mod progress;
 mod prove;

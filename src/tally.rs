@@ -31,6 +31,8 @@ pub(crate) struct Tally {
     pub(crate) dirty_pages_per_s: Option<f64>,
     pub(crate) root: Option<String>,
     pub(crate) level: Option<i32>,
+    /// Main memory is read or written where QEMU has it.
+    pub(crate) mapped: bool,
 }
 
 impl Tally {
@@ -49,6 +51,7 @@ impl Tally {
             dirty_pages_per_s: None,
             root: None,
             level: None,
+            mapped: false,
         }
     }
 
@@ -143,7 +146,7 @@ impl Tally {
                 received: link.udp_rx_bytes,
             }),
             pages_total: self.pages_total,
-            mapped: false,
+            mapped: self.mapped,
             dirty_pages_per_s: self.dirty_pages_per_s,
             link: self.link(),
             peak_memory_bytes: self.peak_memory_bytes.max(anonymous_bytes()),

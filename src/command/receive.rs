@@ -47,6 +47,7 @@ pub(crate) async fn run(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
         way,
         peer: session.peer,
         vm: session.vm,
+        mapped: session.mapped,
         stay_paused: args.paused,
         verify: match args.verify {
             VerifyArg::Off => Verify::Off,

@@ -63,6 +63,7 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
         way,
         peer: session.peer,
         vm: session.vm,
+        mapped: session.mapped,
         downtime: Duration::from_millis(args.downtime),
         max_bytes_per_s: args.max_bandwidth.map(lane_bytes_per_s),
         disable,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bytes::Bytes;
 use qemu_glue::stream::return_path::Message;
 use tokio::net::UnixListener;
@@ -22,6 +22,7 @@ use crate::capture::Capture;
 use crate::control::socket_path;
 use crate::fault;
 use crate::journal::{Step, hex};
+use crate::mapped;
 use crate::peer::{meet_again, send_frame};
 use crate::prove;
 use crate::relay::Spool;
@@ -123,6 +124,8 @@ impl Driver {
         let path = socket_path(&self.options.state, &self.me.vm, "capture")?;
         let listener = listen(&path)?;
         let downtime = self.options.downtime;
+        let shared = mapped::look(&self.vm, self.options.mapped).await;
+        let reads_ram = shared.is_some();
         let started = self.vm.start_capture(&path, self.state.hold, downtime);
         let accepted = tokio::time::timeout(CONNECT_MAX, listener.accept());
         let (started, accepted) = tokio::join!(started, accepted);
@@ -132,9 +135,13 @@ impl Driver {
         let socket = socket.into_std()?;
         socket.set_nonblocking(false)?;
         let state = self.options.state.path().to_owned();
-        let (capture, captured) = Capture::start(socket, state, self.wake.clone())?;
+        let (capture, captured) = Capture::start(socket, state, shared, self.wake.clone())?;
         self.capture = Some(Arc::new(capture));
         self.captured = Some(captured);
+        // From here on QEMU refuses to change it.
+        if reads_ram && mapped::xbzrle_is_on(&self.vm).await? {
+            bail!("xbzrle was switched on as the migration began: it excludes reading guest RAM");
+        }
         Ok(())
     }
 
@@ -151,7 +158,7 @@ impl Driver {
         };
         // What the target cannot read it cannot patch.
         settings.disable.delta |= !offer.readable;
-        let contents: Arc<dyn Contents> = image.shadow.clone();
+        let contents: Arc<dyn Contents> = image.memory.clone();
         let held = self.held(&image.layout, basis, offer);
         if let Some(known) = &held.known {
             let (frames, queries) = mpsc::channel(QUERIES_MAX);

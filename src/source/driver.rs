@@ -306,6 +306,7 @@ impl Driver {
         let input = match captured {
             Captured::Head { head, image } => {
                 self.tally.pages_total = Some(image.layout.pages_total());
+                self.tally.mapped = image.memory.is_main_shared();
                 self.opened = Some(self.open_kept(head, &image));
                 self.image = Some(image);
                 return;

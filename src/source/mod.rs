@@ -20,6 +20,7 @@ use transport::wire::{AttemptId, Purpose, Role};
 use crate::control::ControlSocket;
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{self, Journal};
+use crate::mapped::Mapped;
 use crate::peer::{Door, Me, Way, random};
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
@@ -37,6 +38,7 @@ pub(crate) struct Options {
     pub(crate) downtime: Duration,
     /// Cap of lane bytes per second; `None` for none.
     pub(crate) max_bytes_per_s: Option<u64>,
+    pub(crate) mapped: Mapped,
     pub(crate) disable: Disable,
     pub(crate) level: i32,
     pub(crate) keep_source: bool,

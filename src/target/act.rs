@@ -20,6 +20,7 @@ use crate::fault;
 use crate::feed::{Elsewhere, FeedSink, Feeder};
 use crate::journal::{Step, hex};
 use crate::kept::{Kept, Whose};
+use crate::mapped::{self, TargetMemory};
 use crate::peer::{meet_again, send_frame};
 use crate::prove;
 use crate::shared::Answering;
@@ -104,11 +105,15 @@ impl Driver {
         self.vm.prepare_target(head, layout.blocks(), &path).await?;
         let socket = UnixStream::connect(&path)?;
         let (feeder, fed) = Feeder::start(socket, head, layout.blocks())?;
+        let shared = mapped::look(&self.vm, self.options.mapped).await;
+        self.memory = TargetMemory::open(&layout, shared).await?;
+        let memory = self.memory.as_ref();
+        self.tally.mapped = memory.is_some_and(|memory| memory.is_main_shared());
         self.layout = Some(layout);
         self.feeder = Some(feeder);
         self.fed = Some(fed);
         Ok(Offer {
-            readable: self.kept.is_some(),
+            readable: self.kept.is_some() || self.tally.mapped,
             known_pages: self.open_shared().await?,
         })
     }
@@ -205,6 +210,7 @@ impl Driver {
                 feeder.sink(
                     lane,
                     Elsewhere {
+                        memory: self.memory.clone(),
                         replica: self.kept.as_ref().map(|kept| kept.replica.clone() as _),
                         shared: self.shared.clone(),
                     },
@@ -230,6 +236,9 @@ impl Driver {
     }
 
     fn feed_tail(&mut self, pieces: Vec<(Bytes, u32)>) {
+        if let Some(memory) = &self.memory {
+            memory.close();
+        }
         let Some(feeder) = &self.feeder else { return };
         if let Err(error) = feeder.tail(pieces) {
             self.tell(Input::VmFailed(format!("{error:#}")));

@@ -20,6 +20,7 @@ use crate::feed::{Fed, Feeder};
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{Entry, Journal};
 use crate::kept::Kept;
+use crate::mapped::TargetMemory;
 use crate::peer::{Door, Me, Peer, next_frame, send_frame};
 use crate::progress::{Progress, Snapshot};
 use crate::shared::{Answering, Shared};
@@ -67,6 +68,7 @@ pub(super) struct Driver {
     pub(super) entry: Entry,
     pub(super) layout: Option<Arc<Layout>>,
     pub(super) nonce: [u8; 16],
+    pub(super) memory: Option<Arc<TargetMemory>>,
     pub(super) kept: Option<Kept>,
     pub(super) opening: Option<JoinHandle<Option<Shared>>>,
     pub(super) shared: Option<Shared>,
@@ -133,6 +135,7 @@ impl Driver {
             entry: start.entry,
             layout: None,
             nonce,
+            memory: None,
             kept: None,
             opening: Some(tokio::spawn(opening)),
             shared: None,

@@ -18,6 +18,7 @@ use transport::wire::{AttemptId, Purpose, Role, Verify};
 use crate::control::ControlSocket;
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{self, Journal};
+use crate::mapped::Mapped;
 use crate::peer::{Door, Me, Way, random};
 use crate::settling;
 use crate::signals::Signals;
@@ -35,6 +36,7 @@ pub(crate) struct Options {
     pub(crate) vm: Option<String>,
     pub(crate) stay_paused: bool,
     pub(crate) verify: Verify,
+    pub(crate) mapped: Mapped,
     pub(crate) report: Option<PathBuf>,
     pub(crate) json: bool,
     pub(crate) hook: Option<PathBuf>,
