@@ -87,13 +87,12 @@ fn add(state: &StateDir, path: &Path, peers: &[String], format: Option<&str>) ->
     };
     let keys = keys(state, peers)?;
     let blocks = image::open_image(&path, format)?.blocks();
-    let mut shares = Shares::load(state.path())?;
-    shares.add(Share {
+    let share = Share {
         path: path.clone(),
         format: format.into(),
         peers: keys.iter().map(Fingerprint::to_string).collect(),
-    })?;
-    shares.save(state.path())?;
+    };
+    Shares::edit(state.path(), |shares| shares.add(share))?;
     let gib = f64::from(blocks) / f64::from(1 << 18);
     say(&format!("{} is shared: {gib:.1} GiB", path.display()));
     let trust = Trust::load(state)?;
@@ -170,11 +169,10 @@ fn remove(state: &StateDir, path: &Path, peers: &[String]) -> Result<()> {
         .or_else(|_| std::path::absolute(path))
         .with_context(|| format!("disk image {}", path.display()))?;
     let keys = keys(state, peers)?;
-    let mut shares = Shares::load(state.path())?;
-    if !shares.remove(state.path(), &path, &keys)? {
+    let remove = |shares: &mut Shares| shares.remove(state.path(), &path, &keys);
+    if !Shares::edit(state.path(), remove)? {
         bail!("{} is not shared", path.display());
     }
-    shares.save(state.path())?;
     let with = match peers {
         [] => "anybody".to_owned(),
         peers => peers.join(", "),

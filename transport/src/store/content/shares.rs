@@ -1,11 +1,12 @@
 //! Which disk image may be named by which peer.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::quic::Fingerprint;
@@ -141,17 +142,25 @@ impl Shares {
         Ok(true)
     }
 
-    /// Writes the list.
+    /// Reads the list, changes it and writes it, while no other process does.
     ///
     /// # Errors
-    /// What the file system says.
-    pub fn save(&self, state_dir: &Path) -> io::Result<()> {
+    /// What reading, the change or writing says; the list is then as it was.
+    pub fn edit<T>(
+        state_dir: &Path,
+        change: impl FnOnce(&mut Shares) -> io::Result<T>,
+    ) -> io::Result<T> {
         let folder = folder(state_dir);
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&folder)?;
-        whole_file::replace(&folder.join(FILE), &serde_json::to_vec_pretty(self)?)
+        let lock = File::open(&folder)?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+        let mut shares = Self::load(state_dir)?;
+        let changed = change(&mut shares)?;
+        whole_file::replace(&folder.join(FILE), &serde_json::to_vec_pretty(&shares)?)?;
+        Ok(changed)
     }
 }
 

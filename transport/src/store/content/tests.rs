@@ -123,11 +123,12 @@ fn s14_images_are_shared_by_name() {
     let path = here.image("a", &[1]);
     assert_eq!(here.open("stranger", &SECRET).known_pages(), 0);
     assert_eq!(here.open("peer", &SECRET).lookup(&prefix(1)), Some(0));
-    let mut shares = Shares::load(&here.path).unwrap();
-    let id = shares.all()[0].id();
-    assert!(shares.remove(&here.path, &path, &[key("peer")]).unwrap());
-    assert!(!shares.remove(&here.path, &path, &[]).unwrap());
-    shares.save(&here.path).unwrap();
+    let id = Shares::load(&here.path).unwrap().all()[0].id();
+    let remove = |peers: &[Fingerprint]| {
+        Shares::edit(&here.path, |shares| shares.remove(&here.path, &path, peers)).unwrap()
+    };
+    assert!(remove(&[key("peer")]));
+    assert!(!remove(&[]));
     assert!(!shares::folder(&here.path).join(id).exists());
     assert_eq!(here.open("peer", &SECRET).lookup(&prefix(1)), None);
 }
@@ -233,14 +234,12 @@ impl Scratch {
     }
 
     fn share(&self, path: &Path) {
-        let mut shares = Shares::load(&self.path).unwrap();
         let share = Share {
             path: path.into(),
             format: "raw".into(),
             peers: [key("peer").to_string()].into(),
         };
-        shares.add(share).unwrap();
-        shares.save(&self.path).unwrap();
+        Shares::edit(&self.path, |shares| shares.add(share)).unwrap();
     }
 
     fn open(&self, peer: &str, secret: &[u8; 32]) -> ContentIndex {
