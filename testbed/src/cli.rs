@@ -154,8 +154,8 @@ fn run_one(name: &str, options: &Options, copy: Option<&Path>) -> anyhow::Result
         Some(link) => Results::Link(link_run::run(link, options, &progress)?),
         None => {
             let mut scenario = Scenario::named(name)?;
-            if let Some((seconds, stay)) = options.stay.zip(scenario.past.stay.as_mut()) {
-                stay.seconds = seconds;
+            if let Some(seconds) = options.stay {
+                scenario.past.set_stay(seconds);
             }
             progress.note(&format!("{}: {}", scenario.name, scenario.about));
             Results::Migration(run::migration(&scenario, options, &progress)?)

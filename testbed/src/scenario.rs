@@ -8,7 +8,7 @@ use crate::arm::{Arm, Way};
 use crate::guest::{Machine, Past};
 
 /// Each file is a family; one that names a link is a scenario by itself.
-const FAMILIES: [(&str, &str); 13] = [
+const FAMILIES: [(&str, &str); 15] = [
     ("demo", include_str!("../scenarios/demo.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),
     ("smoke-back", include_str!("../scenarios/smoke-back.toml")),
@@ -16,6 +16,11 @@ const FAMILIES: [(&str, &str); 13] = [
     (
         "cold-idle-known",
         include_str!("../scenarios/cold-idle-known.toml"),
+    ),
+    ("cold-used", include_str!("../scenarios/cold-used.toml")),
+    (
+        "cold-used-known",
+        include_str!("../scenarios/cold-used-known.toml"),
     ),
     ("cold-redis", include_str!("../scenarios/cold-redis.toml")),
     ("filecache", include_str!("../scenarios/filecache.toml")),
@@ -161,7 +166,7 @@ mod tests {
     #[test]
     fn sisters_share_their_states() {
         let named = |name: &str| Scenario::named(&format!("{name}/wan-100m")).unwrap();
-        for name in ["cold-idle", "filecache"] {
+        for name in ["cold-idle", "cold-used", "filecache"] {
             let (cold, known) = (named(name), named(&format!("{name}-known")));
             assert_eq!((cold.machine, cold.past), (known.machine, known.past));
             assert!(known.known && !cold.known, "{name}");

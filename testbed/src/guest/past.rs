@@ -46,6 +46,13 @@ impl Past {
         }
     }
 
+    /// Makes a stay shorter or longer; one that is over when its command is over stays as it is.
+    pub fn set_stay(&mut self, seconds: u32) {
+        if let Some(stay) = self.stay.as_mut().filter(|stay| stay.takes_its_time()) {
+            stay.seconds = seconds;
+        }
+    }
+
     /// Has a guest that just came up go through its warm-up.
     pub(super) fn warm_up(&self, control: &Control) -> anyhow::Result<()> {
         clock::pause(SETTLE);
@@ -58,6 +65,12 @@ impl Past {
 }
 
 impl Stay {
+    fn takes_its_time(&self) -> bool {
+        self.run
+            .as_ref()
+            .is_none_or(|run| run.contains("{seconds}"))
+    }
+
     /// Has a running guest live through it.
     pub(super) fn live(&self, control: &Control) -> anyhow::Result<()> {
         let time = Duration::from_secs(self.seconds.into());
@@ -70,5 +83,27 @@ impl Stay {
             None => clock::pause(time),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command without a time in it is not changed by `--stay`.
+    #[test]
+    fn stays() {
+        let stay = |run: Option<&str>| {
+            let run = run.map(str::to_owned);
+            let mut past = Past {
+                stay: Some(Stay { seconds: 10, run }),
+                ..Past::default()
+            };
+            past.set_stay(40);
+            past.stay.unwrap().seconds
+        };
+        assert_eq!(stay(None), 40);
+        assert_eq!(stay(Some("lab-use {seconds} 1,1")), 40);
+        assert_eq!(stay(Some("guestload change-redis 1,1,1")), 10);
     }
 }
