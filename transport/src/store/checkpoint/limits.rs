@@ -55,13 +55,15 @@ impl Limits {
         if let Some(bytes) = self.bytes_max {
             return Ok(bytes);
         }
-        match rustix::fs::statvfs(checkpoints) {
-            Ok(found) => {
-                let free = found.f_bavail.saturating_mul(found.f_frsize);
-                Ok(free.saturating_add(held) / SHARE_DEFAULT)
+        let found = match rustix::fs::statvfs(checkpoints) {
+            // None was ever kept: what counts is the disk of the state dir.
+            Err(rustix::io::Errno::NOENT) => {
+                let state_dir = checkpoints.parent().ok_or(io::ErrorKind::NotFound)?;
+                rustix::fs::statvfs(state_dir)?
             }
-            Err(rustix::io::Errno::NOENT) => Ok(0),
-            Err(error) => Err(error.into()),
-        }
+            found => found?,
+        };
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        Ok(free.saturating_add(held) / SHARE_DEFAULT)
     }
 }

@@ -200,6 +200,8 @@ fn locked_and_private() {
 #[test]
 fn eviction_wipes_the_least_recently_used() {
     let here = Scratch::new("evict");
+    let usage = here.all.usage().unwrap();
+    assert!(usage.held == 0 && usage.budget > 0, "{usage:?}");
     let data = vec![0x5a; 256 * PAGE_SIZE];
     for (vm, now_s) in [("old", 10), ("middle", 20), ("young", 30)] {
         let replica = here.open_at(vm, now_s).unwrap();
