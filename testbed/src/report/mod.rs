@@ -14,7 +14,7 @@ use serde_json::Value;
 pub use folder::Folder;
 pub(crate) use folder::write;
 pub use page::{Results, page, write as write_page};
-pub use summary::{FigureOf, OURS, REFERENCE, Spread, Summary, comparison, summaries};
+pub use summary::{Encoded, FigureOf, OURS, REFERENCE, Spread, Summary, comparison, summaries};
 pub use table::table;
 
 /// One scenario's runs.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::escape;
+use super::{escape, number};
 use crate::report::Spread;
 
 const WIDTH: f64 = 460.0;
@@ -59,7 +59,7 @@ pub(super) fn bars(title: &str, digits: usize, bars: &[Bar]) -> String {
                 ),
             );
         }
-        let said = format!("{:.digits$}", value.median);
+        let said = number(value.median, digits);
         text(&mut svg, at(value.max, scale) + 6.0, top, "value", &said);
     }
     svg + "</svg>"
@@ -85,7 +85,7 @@ pub(super) fn stacked(title: &str, digits: usize, stacks: &[Stack]) -> String {
             rect(&mut svg, left, top, value * scale, &format!("part-{class}"));
             left += value * scale;
         }
-        let said = format!("{:.digits$}", total(stack));
+        let said = number(total(stack), digits);
         text(&mut svg, left + 6.0, top, "value", &said);
     }
     let top = top(stacks.len()) + 6.0;

@@ -68,6 +68,14 @@ pub fn page(results: &[Results]) -> String {
     )
 }
 
+/// A figure to be read. Small amounts get a digit more: they would all be 0.0 or 0.1.
+fn number(value: f64, digits: usize) -> String {
+    match value < 10.0 && digits > 0 {
+        true => format!("{value:.2}"),
+        false => format!("{value:.digits$}"),
+    }
+}
+
 /// Text that is safe between tags and in attributes.
 fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());

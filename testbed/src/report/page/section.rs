@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::chart::{self, Bar, Stack};
-use super::{Results, escape};
+use super::{Results, escape, number};
 use crate::link_run::LinkRun;
 use crate::report::{
-    Document, FigureOf, MigrationRun, OURS, REFERENCE, Spread, Summary, summaries,
+    Document, Encoded, FigureOf, MigrationRun, OURS, REFERENCE, Spread, Summary, summaries,
 };
 
 /// What is shown of every arm, in this order.
@@ -38,7 +38,7 @@ const FIGURES: [Figure; 4] = [
         of: |summary| summary.downtime_ms,
     },
     Figure {
-        name: "outage for a user, ms",
+        name: "outage, ms",
         unit: 1.0,
         digits: 0,
         of: |summary| summary.outage_ms,
@@ -87,16 +87,28 @@ pub(super) fn overview(results: &[Results]) -> String {
 /// One scenario: table, bars, and what crossed by encoding.
 pub(super) fn migration(document: &Document<MigrationRun>) -> String {
     let all = summaries(&document.runs);
-    let mut charts: String = FIGURES[..3]
+    let mut charts: String = FIGURES
         .iter()
         .map(|figure| {
             let bars: Vec<Bar> = all.iter().map(|summary| bar(summary, figure)).collect();
             chart::bars(figure.name, figure.digits, &bars)
         })
         .collect();
-    let stacks: Vec<Stack> = all.iter().filter_map(stack).collect();
-    if !stacks.is_empty() {
-        charts.push_str(&chart::stacked("sent by encoding, MB", 1, &stacks));
+    let stacks = |of: fn(&Encoded) -> f64, left_out: &str| -> Vec<Stack> {
+        all.iter()
+            .filter_map(|summary| stack(summary, of, left_out))
+            .collect()
+    };
+    let bytes = stacks(|part| part.bytes / 1e6, "");
+    if !bytes.is_empty() {
+        charts.push_str(&chart::stacked("sent by encoding, MB", 1, &bytes));
+        // Most of a guest is zero, beside which nothing else would be seen.
+        let pages = stacks(|part| part.pages / 1e3, "zero");
+        charts.push_str(&chart::stacked(
+            "pages by encoding, thousands, without zero",
+            1,
+            &pages,
+        ));
     }
     format!(
         "<section id='{}'><h2>{}</h2><p>{}</p><div class='scroll'><table>{}</table></div>{}\
@@ -160,13 +172,7 @@ fn cell(value: Option<Spread>, figure: &Figure) -> String {
 }
 
 fn shown(value: f64, figure: &Figure) -> String {
-    let digits = figure.digits;
-    let value = value / figure.unit;
-    // Small amounts would all be 0.0 or 0.1.
-    match value < 10.0 && digits > 0 {
-        true => format!("{value:.2}"),
-        false => format!("{value:.digits$}"),
-    }
+    number(value / figure.unit, figure.digits)
 }
 
 fn ratio(ratio: Option<f64>) -> String {
@@ -196,11 +202,11 @@ fn bar(summary: &Summary, figure: &Figure) -> Bar {
     }
 }
 
-fn stack(summary: &Summary) -> Option<Stack> {
-    let parts: Vec<(String, f64)> = summary
-        .encoded
-        .iter()
-        .map(|(name, part)| (name.clone(), part.bytes / 1e6))
+fn stack(summary: &Summary, of: fn(&Encoded) -> f64, left_out: &str) -> Option<Stack> {
+    let encoded = summary.encoded.iter();
+    let parts: Vec<(String, f64)> = encoded
+        .filter(|(name, _)| name.as_str() != left_out)
+        .map(|(name, part)| (name.clone(), of(part)))
         .collect();
     (!parts.is_empty()).then(|| Stack {
         label: summary.arm.clone(),
