@@ -3,14 +3,14 @@
 # Run as root. Does nothing, and asks no server, when everything is there.
 #
 #   from Debian 12            a C compiler, iproute2, iputils-ping, ethtool, iperf3, mmdebstrap,
-#                             e2fsprogs, busybox-static, openssh-server (not started), ...
+#                             e2fsprogs, busybox-static, ovmf, openssh-server (not started), ...
 #   from bookworm-backports   QEMU 10; the source is a file of its own that pins nothing else:
 #                             /etc/apt/sources.list.d/scaleaway-backports.list
 #   from Debian 12            rustc-web, cargo-web, rustfmt-web, only where no cargo of 1.88 or later is found
 set -eu
 
 packages='build-essential pkg-config iproute2 iputils-ping ethtool iperf3 mmdebstrap e2fsprogs
-    busybox-static zstd util-linux procps openssh-client openssh-server ca-certificates
+    busybox-static ovmf zstd util-linux procps openssh-client openssh-server ca-certificates
     debian-archive-keyring'
 backports_list=/etc/apt/sources.list.d/scaleaway-backports.list
 rust_min_minor=88

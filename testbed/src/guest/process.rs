@@ -85,6 +85,22 @@ impl Guest {
         folder: &Path,
         more: &[&str],
     ) -> anyhow::Result<Self> {
+        let mut arguments = machine.arguments(files, network, folder);
+        arguments.extend(more.iter().map(|word| (*word).to_owned()));
+        Self::of_arguments(place, &machine.qemu, &arguments, network, folder)
+    }
+
+    /// Starts a QEMU of any sort. Its monitors must be `lab.sock` and `product.sock` in `folder`.
+    ///
+    /// # Errors
+    /// As [`Guest::boot`].
+    pub fn of_arguments(
+        place: Place<'_>,
+        qemu: &Path,
+        arguments: &[String],
+        network: &Network,
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
         let outside = place.outside(folder);
         fs::create_dir_all(&outside)
             .with_context(|| format!("cannot make {}", outside.display()))?;
@@ -94,14 +110,13 @@ impl Guest {
         }
         let log = File::create(outside.join("qemu.log"))?;
         let mut child = place
-            .command(&machine.qemu)
-            .args(machine.arguments(files, network, folder))
-            .args(more)
+            .command(qemu)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("cannot start {}", machine.qemu.display()))?;
+            .with_context(|| format!("cannot start {}", qemu.display()))?;
         match Monitor::connect(&outside.join("lab.sock")) {
             Ok(monitor) => {
                 let (inner, network) = (folder.to_owned(), network.clone());
