@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::batch::measure;
 use super::batch::{BatchDigest, Encoding, HEAD_BYTES, Head, PartBytes, RECORD_BYTES, Record};
-use super::hash::DerivedKey;
+use super::hash::{DerivedKey, HASH_GROUP};
 use super::literal::{BadFrame, Unpacker};
 use super::{
     BatchStats, DecodeError, FIRST_SEQ, Layout, LedgerPart, PAGE_SIZE, PageAddress, PageHash,
@@ -434,20 +434,35 @@ impl LaneDecoder {
 
     /// Hashes every page and returns the batch's digest.
     fn hash_pages(&mut self, head: &Head, records: &[u8], raw: &[u8]) -> [u8; 16] {
+        for group in self.pages.chunks_mut(HASH_GROUP) {
+            let mut contents = [&[0; PAGE_SIZE]; HASH_GROUP];
+            let mut places = [0; HASH_GROUP];
+            let mut count = 0;
+            for (nth, page) in group.iter().enumerate() {
+                if let Some(content) = content(&self.decoded, raw, page.content) {
+                    (contents[count], places[count]) = (content, nth);
+                    count += 1;
+                }
+            }
+            let mut hashes = [self.hasher.zero(); HASH_GROUP];
+            self.hasher.hash_group(&contents[..count], &mut hashes);
+            for (nth, hash) in places[..count].iter().zip(hashes) {
+                group[*nth].hash = hash;
+            }
+        }
         let mut digest = BatchDigest::new(&self.digest_key, self.ledger.lane(), head.seq, records);
-        let mut pages = self.pages.iter_mut();
+        let mut pages = self.pages.iter();
         for run in &self.runs {
             for _ in 0..run.record.count {
-                let mut hash = self.hasher.zero();
-                if run.record.encoding != Encoding::Zero
-                    && let Some(page) = pages.next()
-                {
-                    if let Some(content) = content(&self.decoded, raw, page.content) {
-                        page.hash = self.hasher.hash(content);
-                    }
-                    hash = page.hash;
-                }
-                digest.page(hash);
+                let page = match run.record.encoding {
+                    Encoding::Zero => None,
+                    Encoding::Copy
+                    | Encoding::Known
+                    | Encoding::Delta
+                    | Encoding::Literal
+                    | Encoding::Raw => pages.next(),
+                };
+                digest.page(page.map_or(self.hasher.zero(), |page| page.hash));
             }
         }
         digest.finish()

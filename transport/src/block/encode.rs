@@ -18,7 +18,7 @@ use super::batch::{BatchDigest, Encoding, HEAD_BYTES, Head, PartBytes, RECORD_BY
 use super::batch::{count, measure};
 use super::copy::{self, InBatch};
 use super::delta::{self, DeltaPacker};
-use super::hash::DerivedKey;
+use super::hash::{DerivedKey, HASH_GROUP};
 use super::literal::{LEVEL_DEFAULT, Packer};
 use super::{
     BatchStats, Disable, LedgerPart, PAGE_SIZE, PageAddress, PageHash, PageHasher, Replica,
@@ -55,6 +55,8 @@ struct Batch {
     /// Private copies of the pages with content, one after the other.
     slots: Box<[u8]>,
     slots_used: usize,
+    /// Slot where the group of pages in progress was read.
+    group_first: usize,
     in_batch: InBatch,
     /// Last versions of the delta pages.
     bases: Vec<u8>,
@@ -183,54 +185,87 @@ impl LaneEncoder {
     ) -> io::Result<BatchStats> {
         let mut stats = BatchStats::default();
         self.batch.begin();
-        for page in taken {
-            if self.batch.is_full_before(page.at) {
+        let mut rest = taken;
+        while let Some(next) = rest.first() {
+            if self.batch.is_full_before(next.at) {
                 self.finish(sources, out, &mut stats)?;
             }
-            match self.stage(page, sources)? {
-                Some(entry) => self.batch.entries.push(entry),
-                None => stats.same.pages += 1,
+            let (group, behind) = rest.split_at(self.batch.group(rest));
+            rest = behind;
+            let hashes = self.read(group, sources)?;
+            for (nth, page) in group.iter().enumerate() {
+                match self.stage(*page, nth, hashes[nth], sources) {
+                    Some(entry) => self.batch.entries.push(entry),
+                    None => stats.same.pages += 1,
+                }
             }
         }
         self.finish(sources, out, &mut stats)?;
         Ok(stats)
     }
 
-    /// Decides what a page becomes; `None` when the target has it.
-    fn stage(&mut self, page: &Taken, sources: &Sources<'_>) -> io::Result<Option<Entry>> {
+    /// Copies a group of pages into the free slots and hashes them side by side; `None` for zeros.
+    fn read(
+        &mut self,
+        group: &[Taken],
+        sources: &Sources<'_>,
+    ) -> io::Result<[Option<PageHash>; HASH_GROUP]> {
+        let mut hashes = [None; HASH_GROUP];
+        let first = self.batch.slots_used * PAGE_SIZE;
+        let (slots, _) = self.batch.slots[first..].as_chunks_mut::<PAGE_SIZE>();
+        for (page, slot) in group.iter().zip(&mut *slots) {
+            if !page.zero {
+                sources.contents.read(page.at, slot)?;
+            } else if self.disable.zero {
+                slot.fill(0);
+            }
+        }
+        let mut pages = [&[0; PAGE_SIZE]; HASH_GROUP];
+        let mut places = [0; HASH_GROUP];
+        let mut count = 0;
+        for (nth, (page, slot)) in group.iter().zip(&*slots).enumerate() {
+            if !page.zero && !zero::is_zero(slot) {
+                (pages[count], places[count]) = (slot, nth);
+                count += 1;
+            }
+        }
+        let mut found = [self.hasher.zero(); HASH_GROUP];
+        self.hasher.hash_group(&pages[..count], &mut found);
+        for (nth, hash) in places[..count].iter().zip(found) {
+            hashes[*nth] = Some(hash);
+        }
+        self.batch.group_first = self.batch.slots_used;
+        Ok(hashes)
+    }
+
+    /// Decides what the `nth` page of a group becomes; `None` when the target has it.
+    fn stage(
+        &mut self,
+        page: Taken,
+        nth: usize,
+        hash: Option<PageHash>,
+        sources: &Sources<'_>,
+    ) -> Option<Entry> {
         let at = page.at;
-        let slot = self.batch.slots_used;
-        let content = slot_mut(&mut self.batch.slots, slot);
-        let is_zero = if page.zero {
-            true
-        } else {
-            sources.contents.read(at, content)?;
-            zero::is_zero(content)
-        };
-        let hash = if is_zero {
-            self.hasher.zero()
-        } else {
-            self.hasher.hash(content)
-        };
+        let is_zero = hash.is_none();
+        let hash = hash.unwrap_or(self.hasher.zero());
         if !self.disable.same && same::is_same(&self.ledger, at, hash) {
             self.ledger.confirm(at);
-            return Ok(None);
+            return None;
         }
+        let slot = self.batch.slots_used;
         let form = if is_zero && !self.disable.zero {
             Form::Zero
         } else {
-            if page.zero {
-                content.fill(0);
-            }
-            self.batch.slots_used += 1;
+            self.batch.take_slot(self.batch.group_first + nth);
             self.form(at, hash, slot, sources)
         };
-        Ok(Some(Entry {
+        Some(Entry {
             at,
             hash,
             form,
             slot,
-        }))
+        })
     }
 
     /// What a page with content becomes. One whose references missed goes without any.
@@ -400,6 +435,7 @@ impl Batch {
             entries: Vec::with_capacity(BATCH_MAX_RECORDS),
             slots: vec![0; BATCH_MAX_PAGES * PAGE_SIZE].into(),
             slots_used: 0,
+            group_first: 0,
             in_batch: InBatch::new(),
             bases: Vec::new(),
         }
@@ -410,6 +446,26 @@ impl Batch {
         self.slots_used = 0;
         self.in_batch.clear();
         self.bases.clear();
+    }
+
+    /// How many of the next pages can be read at once: as many as there are slots and entries left,
+    /// ascending.
+    fn group(&self, taken: &[Taken]) -> usize {
+        let room = (BATCH_MAX_PAGES - self.slots_used)
+            .min(BATCH_MAX_RECORDS - self.entries.len())
+            .min(HASH_GROUP);
+        let next = &taken[..room.min(taken.len())];
+        let ascending = next.windows(2).take_while(|two| two[0].at < two[1].at);
+        ascending.count() + 1
+    }
+
+    /// The page in slot `from` stays: it moves down over the ones that do not.
+    fn take_slot(&mut self, from: usize) {
+        if from != self.slots_used {
+            let bytes = from * PAGE_SIZE..(from + 1) * PAGE_SIZE;
+            self.slots.copy_within(bytes, self.slots_used * PAGE_SIZE);
+        }
+        self.slots_used += 1;
     }
 
     /// Whether this page needs another batch.
