@@ -32,6 +32,7 @@ fn frames() -> [(&'static str, Frame); 3] {
                 root: Root([1; 32]),
                 barrier: 1,
                 tail_bytes: 1,
+                missing_taken: 0,
             },
         ),
     ]

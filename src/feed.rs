@@ -50,6 +50,7 @@ enum Feed {
         wire_bytes: u64,
     },
     Mark {
+        lane: usize,
         barrier: u32,
     },
     Tail(Vec<(Bytes, u32)>),
@@ -159,7 +160,8 @@ impl Feeder {
             socket: socket.try_clone()?,
             writer,
             applied: applied.clone(),
-            marks: 0,
+            marks: [0; LANES],
+            reached: 0,
         };
         let failed = events.clone();
         std::thread::Builder::new()
@@ -298,7 +300,10 @@ impl LaneSink for FeedSink {
     }
 
     fn mark(&mut self, barrier: u32) -> std::io::Result<()> {
-        self.send(Feed::Mark { barrier })
+        self.send(Feed::Mark {
+            lane: self.lane,
+            barrier,
+        })
     }
 }
 
@@ -340,8 +345,9 @@ struct FeedThread {
     socket: UnixStream,
     writer: Writer,
     applied: Arc<[AtomicU64; LANES]>,
-    /// Lanes that have reached the barrier that is under way.
-    marks: usize,
+    /// The latest barrier of each lane, and the latest that all have reached.
+    marks: [u32; LANES],
+    reached: u32,
 }
 
 impl FeedThread {
@@ -356,7 +362,7 @@ impl FeedThread {
                     self.batch(&batch)?;
                     self.applied[lane].fetch_add(wire_bytes, Ordering::Relaxed);
                 }
-                Feed::Mark { barrier } => self.mark(barrier)?,
+                Feed::Mark { lane, barrier } => self.mark(lane, barrier)?,
                 Feed::Tail(pieces) => self.tail(&pieces)?,
                 Feed::Raw(bytes) => self.socket.write_all(&bytes)?,
             }
@@ -378,14 +384,16 @@ impl FeedThread {
         self.write_out()
     }
 
-    /// When the last lane reaches the barrier QEMU is asked to say so in its turn.
-    fn mark(&mut self, barrier: u32) -> Result<(), FeedError> {
-        self.marks += 1;
-        if self.marks < LANES {
+    /// When the last lane reaches a barrier QEMU is asked to say so in its turn. A lane may leave
+    /// out one that a later one has replaced.
+    fn mark(&mut self, lane: usize, barrier: u32) -> Result<(), FeedError> {
+        self.marks[lane] = barrier;
+        let reached = self.marks.into_iter().min().unwrap_or(0);
+        if reached <= self.reached {
             return Ok(());
         }
-        self.marks = 0;
-        self.writer.command(Command::Ping(barrier))?;
+        self.reached = reached;
+        self.writer.command(Command::Ping(reached))?;
         self.write_out()
     }
 

@@ -239,6 +239,9 @@ pub enum Frame {
         barrier: u32,
         /// Total bytes of device state.
         tail_bytes: u64,
+        /// Missing frames that this side has taken: while the target has sent more, another Final
+        /// follows.
+        missing_taken: u32,
     },
     /// Target: device state loaded, guest paused, memory proved, mapping closed.
     Loaded {

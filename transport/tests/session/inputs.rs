@@ -85,6 +85,7 @@ fn last(root: Root) -> Frame {
         root,
         barrier: 1,
         tail_bytes: u64::from(TAIL_BYTES),
+        missing_taken: 0,
     }
 }
 
@@ -245,6 +246,12 @@ fn sample(backlog_pages: u64) -> source::Sample {
 
 /// One of each input of the target.
 pub(crate) fn target_inputs() -> Vec<Named<target::Input>> {
+    let mut inputs = target_frames();
+    inputs.extend(target_events());
+    inputs
+}
+
+fn target_frames() -> Vec<Named<target::Input>> {
     use target::Input;
     let frame = Input::Frame;
     vec![
@@ -295,6 +302,12 @@ pub(crate) fn target_inputs() -> Vec<Named<target::Input>> {
         ("Frame Settled", frame(Frame::Settled { attempt: ATTEMPT })),
         ("Frame Abort", frame(abort())),
         ("Frame Running", frame(Frame::Running)),
+    ]
+}
+
+fn target_events() -> Vec<Named<target::Input>> {
+    use target::Input;
+    vec![
         ("PeerLost", Input::PeerLost(text())),
         (
             "VmPrepared",

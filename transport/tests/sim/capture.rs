@@ -120,6 +120,9 @@ impl World {
         match said {
             Said::Stop => {
                 self.stopped_at = Some(self.now);
+                if let Some(lanes) = &mut self.source.lanes {
+                    lanes.last_round = true;
+                }
                 self.source_input(Input::VmStopped);
             }
             Said::Resume => {

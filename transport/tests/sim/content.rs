@@ -52,13 +52,27 @@ pub(crate) fn is_zero(page: usize, version: u32) -> bool {
     version == 0 || mix(page, version).is_multiple_of(16)
 }
 
-/// The page's bytes in this version: zero, random or like text.
+/// The page's bytes in this version: zero, random or like text. Every seventh page has one of few
+/// contents, so that pages of all lanes are copies of one another; every fifth changes only here and
+/// there from version to version.
 pub(crate) fn content(page: usize, version: u32, into: &mut [u8; PAGE_SIZE]) {
     into.fill(0);
     if is_zero(page, version) {
         return;
     }
-    let seed = mix(page, version);
+    if page.is_multiple_of(7) {
+        return fill(mix(page % 4, version % 3), into);
+    }
+    if page.is_multiple_of(5) {
+        fill(mix(page, 0), into);
+        let changed = Random::new(mix(page, version)).bits().to_le_bytes();
+        into[1000..1008].copy_from_slice(&changed);
+        return;
+    }
+    fill(mix(page, version), into);
+}
+
+fn fill(seed: u64, into: &mut [u8; PAGE_SIZE]) {
     let mut random = Random::new(seed);
     let words: Vec<u64> = (0..8).map(|_| random.bits()).collect();
     let like_text = !seed.is_multiple_of(4);

@@ -125,6 +125,7 @@ impl World {
             Action::OpenRelay => self.source.spool.is_open = true,
             Action::FlushLanes { barrier } => {
                 if let Some(lanes) = &mut self.source.lanes {
+                    lanes.last_round = true;
                     lanes.barrier = barrier;
                 }
             }
@@ -196,6 +197,11 @@ impl World {
                 (&frame, &mut self.source.lanes)
             {
                 lanes.applied(*applied_bytes);
+            }
+            if let (Frame::Missing { runs }, Some(lanes), Some(image)) =
+                (&frame, &mut self.source.lanes, &self.source.image)
+            {
+                lanes.missing(runs, image);
             }
             if self.source.life == Life::Resolving {
                 self.source_resolver(&frame);

@@ -203,10 +203,14 @@ impl World {
             panic!("lane bytes before the layout was taken");
         };
         match lanes.push(lane, bytes, &mut self.target_qemu) {
-            Ok(None) => {}
-            Ok(Some(barrier)) => {
+            Ok((reached, missing)) => {
                 let layout = self.target.layout.as_ref().expect("PrepareVm came first");
                 let root = lanes.root(layout);
+                let missing_pages = lanes.missing_pages(layout);
+                if !missing.is_empty() {
+                    self.target_input(Input::Missing(missing));
+                }
+                let Some(barrier) = reached else { return };
                 self.target.root = Some(root);
                 let delay = self.about_ms(1);
                 self.after(
@@ -214,7 +218,7 @@ impl World {
                     Event::Target(Input::Applied {
                         barrier,
                         root,
-                        missing_pages: 0,
+                        missing_pages,
                     }),
                 );
             }

@@ -7,6 +7,9 @@ use transport::block::{Layout, PAGE_SIZE, PageAddress, Sink};
 
 use crate::content;
 
+/// References that resolve for each one that does not.
+const READS_PER_MISS: u32 = 3;
+
 /// What `cont` does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cont {
@@ -24,6 +27,8 @@ pub(crate) struct TargetQemu {
     pub(crate) has_run: bool,
     pub(crate) cont: Cont,
     layout: Arc<Layout>,
+    reads: u32,
+    pub(crate) misses: u32,
     /// Content of each page; `None` is zero.
     pages: Vec<Option<Box<[u8; PAGE_SIZE]>>>,
 }
@@ -38,6 +43,8 @@ impl TargetQemu {
             has_run: false,
             cont,
             layout,
+            reads: 0,
+            misses: 0,
             pages: vec![None; pages],
         }
     }
@@ -97,6 +104,17 @@ impl Sink for TargetQemu {
             "a page is applied after the device state was fed"
         );
         self.pages[content::number(&self.layout, at)] = Some(Box::new(*content));
+        Ok(())
+    }
+
+    /// Now and then the page is not to be had, as if another version had overtaken it.
+    fn read(&mut self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        self.reads += 1;
+        if self.reads.is_multiple_of(READS_PER_MISS) {
+            self.misses += 1;
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.page_at(content::number(&self.layout, at), into);
         Ok(())
     }
 }

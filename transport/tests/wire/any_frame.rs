@@ -163,11 +163,14 @@ pub(crate) fn frame() -> impl Strategy<Value = Frame> {
         any::<u32>().prop_map(|barrier| Frame::Applied { barrier }),
         (bytes(limits::FRAME_MAX_BYTES - 9), raw_len)
             .prop_map(|(data, raw_len)| Frame::Tail { data, raw_len }),
-        (root(), any::<u32>(), any::<u64>()).prop_map(|(root, barrier, tail_bytes)| Frame::Final {
-            root,
-            barrier,
-            tail_bytes
-        }),
+        (root(), any::<u32>(), any::<u64>(), any::<u32>()).prop_map(
+            |(root, barrier, tail_bytes, missing_taken)| Frame::Final {
+                root,
+                barrier,
+                tail_bytes,
+                missing_taken,
+            }
+        ),
         root().prop_map(|root| Frame::Loaded { root }),
         (attempt(), any::<u64>(), root(), run_state).prop_map(
             |(attempt, target_incarnation, root, run_state)| Frame::Commit {

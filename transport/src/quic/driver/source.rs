@@ -102,7 +102,9 @@ struct Shared {
     /// The guest is stopped: nothing may be referred to that a miss would ask for again (S10).
     last_round: AtomicBool,
     barrier: AtomicU32,
-    marks: AtomicU32,
+    /// The latest barrier of each lane's marks, and the latest that the session was told of.
+    marks: [AtomicU32; LANES],
+    told: AtomicU32,
     events: mpsc::Sender<LaneEvent>,
 }
 
@@ -149,7 +151,8 @@ impl SourceLanes {
             unacknowledged: std::array::from_fn(|_| Mutex::default()),
             last_round: AtomicBool::new(false),
             barrier: AtomicU32::new(0),
-            marks: AtomicU32::new(0),
+            marks: std::array::from_fn(|_| AtomicU32::new(0)),
+            told: AtomicU32::new(0),
             events,
         });
         let mut tasks = JoinSet::new();
@@ -252,7 +255,6 @@ impl SourceLanes {
     /// Makes every lane send what is dirty, then the barrier's mark.
     pub fn flush(&self, barrier: u32) {
         self.begin_last_round();
-        self.shared.marks.store(0, Ordering::Release);
         self.shared.barrier.store(barrier, Ordering::Release);
         self.shared.wake.notify_waiters();
     }
@@ -397,8 +399,12 @@ impl Lane {
         lock(&self.shared.encoders[self.index])
             .ledger_mut()
             .refresh();
-        let all = u32::try_from(LANES).expect("LANES is small");
-        if self.shared.marks.fetch_add(1, Ordering::AcqRel) + 1 == all {
+        self.shared.marks[self.index].store(barrier, Ordering::Release);
+        let marks = self.shared.marks.iter();
+        let reached = marks.map(|mark| mark.load(Ordering::Acquire)).min();
+        if let Some(barrier) = reached
+            && self.shared.told.fetch_max(barrier, Ordering::AcqRel) < barrier
+        {
             let root = self.shared.root();
             let event = LaneEvent::Marked { barrier, root };
             self.shared

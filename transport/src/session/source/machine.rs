@@ -83,6 +83,8 @@ pub struct Source {
     pub(super) ram_ended: bool,
     is_relay: bool,
     pub(super) root: Option<Root>,
+    /// Frames of pages that the target could not resolve.
+    missing_taken: u32,
     proof_begun: bool,
     pub(super) proved: bool,
     pub(super) stopped: bool,
@@ -122,6 +124,7 @@ impl Source {
             ram_ended: false,
             is_relay: false,
             root: None,
+            missing_taken: 0,
             proof_begun: false,
             proved: false,
             stopped: false,
@@ -239,10 +242,10 @@ impl Source {
             }
             // The driver has taken the answers, and marked what is missing.
             (_, Frame::Known { .. }) => {}
-            (State::Precopy | State::Stopping, Frame::Missing { .. }) => {}
-            (State::Draining | State::AwaitLoaded, Frame::Missing { .. }) => {
-                self.flush_again(now);
-            }
+            (
+                State::Precopy | State::Stopping | State::Draining | State::AwaitLoaded,
+                Frame::Missing { .. },
+            ) => self.missing(now),
             (_, Frame::Progress { applied_bytes }) => self.progress(now, applied_bytes),
             // Barriers pace nothing yet: the final one is implied by Loaded.
             (
@@ -363,6 +366,7 @@ impl Source {
                 root,
                 barrier: 0,
                 tail_bytes: bytes,
+                missing_taken: 0,
             }));
             self.enter(now, State::AwaitLoaded, Some(LOADED_MAX));
             self.act(Action::Phase(Phase::Load));
@@ -527,9 +531,12 @@ impl Source {
     }
 
     /// Pages that the target could not resolve go once more; a new `Final` replaces the one before.
-    fn flush_again(&mut self, now: Instant) {
-        self.root = None;
-        self.flush(now);
+    fn missing(&mut self, now: Instant) {
+        self.missing_taken = self.missing_taken.saturating_add(1);
+        if matches!(self.state, State::Draining | State::AwaitLoaded) {
+            self.root = None;
+            self.flush(now);
+        }
     }
 
     fn marked(&mut self, now: Instant, barrier: u32, root: Root) {
@@ -542,6 +549,7 @@ impl Source {
             root,
             barrier,
             tail_bytes,
+            missing_taken: self.missing_taken,
         }));
         // The target loads while this side proves its own memory.
         if !self.proof_begun {

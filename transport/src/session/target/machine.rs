@@ -45,6 +45,9 @@ pub struct Target {
     basis_awaited: bool,
     basis_agreed: Option<Bytes>,
     offer: Option<Offer>,
+    /// Missing frames sent, and taken by the source at its last `Final`.
+    missing_sent: u32,
+    missing_taken: u32,
     /// Runs asked for again, over the whole attempt.
     missing_runs: u64,
     run_state: RunState,
@@ -89,6 +92,8 @@ impl Target {
             basis_awaited: false,
             basis_agreed: None,
             offer: None,
+            missing_sent: 0,
+            missing_taken: 0,
             missing_runs: 0,
             run_state: RunState::Paused,
             is_relay: false,
@@ -187,9 +192,11 @@ impl Target {
                     root,
                     barrier,
                     tail_bytes,
+                    missing_taken,
                 },
             ) => {
                 self.last = Some((root, barrier, tail_bytes));
+                self.missing_taken = missing_taken;
                 if self.is_relay {
                     self.relay_complete(now);
                 } else {
@@ -340,6 +347,7 @@ impl Target {
         }
         for runs in runs.chunks(MISSING_MAX_RUNS) {
             let runs = runs.to_vec();
+            self.missing_sent += 1;
             self.act(Action::Send(Frame::Missing { runs }));
         }
     }
@@ -376,8 +384,8 @@ impl Target {
         if barrier != applied {
             return;
         }
-        if missing_pages > 0 {
-            // They are asked for: another barrier and another `Final` follow.
+        if missing_pages > 0 || self.missing_taken != self.missing_sent {
+            // They are asked for, and the source sends another `Final` for each that it takes.
             self.deadline = Some(now + ANSWER_MAX);
             return;
         }

@@ -37,6 +37,7 @@ pub(super) fn frame(kind: u8, body: Bytes) -> Result<Frame, WireError> {
             root: Root(body.array("root")?),
             barrier: body.u32("barrier")?,
             tail_bytes: body.u64("tail_bytes")?,
+            missing_taken: body.u32("missing_taken")?,
         },
         kind::LOADED => Frame::Loaded {
             root: Root(body.array("root")?),

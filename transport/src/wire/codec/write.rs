@@ -71,7 +71,11 @@ impl Frame {
                 root,
                 barrier,
                 tail_bytes,
-            } => put_final(root, *barrier, *tail_bytes, out),
+                missing_taken,
+            } => {
+                put_final(root, *barrier, *tail_bytes, out);
+                out.put_u32(*missing_taken);
+            }
             Self::Loaded { root } => out.put_slice(&root.0),
             Self::Commit {
                 attempt,
