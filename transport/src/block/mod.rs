@@ -196,3 +196,6 @@ pub(crate) fn length_u32(length: usize) -> u32 {
 pub(crate) const fn index(number: u32) -> usize {
     number as usize
 }
+
+#[cfg(test)]
+mod tests;

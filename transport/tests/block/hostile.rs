@@ -63,6 +63,9 @@ impl Forged {
 }
 
 const ZERO: u8 = 2;
+const COPY: u8 = 3;
+const KNOWN: u8 = 4;
+const DELTA: u8 = 5;
 const LITERAL: u8 = 6;
 const RAW: u8 = 7;
 
@@ -142,6 +145,91 @@ fn wrong_lengths_are_refused() {
     body[6..10].copy_from_slice(&u32::MAX.to_be_bytes());
     let error = decoder(0).apply(&body, &mut Untouched).unwrap_err();
     assert!(matches!(error, DecodeError::PeerPayload { .. }));
+}
+
+/// References to what does not exist, are cut short, or come where none belong.
+#[test]
+fn wrong_references_are_refused() {
+    let check = |records: Vec<(u8, u16, u32, u16)>, references: Vec<u8>, expected: &str| {
+        let forged = Forged {
+            references,
+            ..Forged::new(records)
+        };
+        let error = format!("{:?}", forged.refused());
+        assert!(error.starts_with(expected), "{error} is not {expected}");
+    };
+    let copy_of = |block: u16, page: u32| {
+        let (block, page) = (block.to_be_bytes(), page.to_be_bytes());
+        [&block[..], &page[..]].concat()
+    };
+    check(vec![(COPY, 0, 0, 1)], vec![0; 5], "PeerTruncated");
+    check(vec![(KNOWN, 0, 0, 1)], vec![0; 3], "PeerTruncated");
+    check(vec![(COPY, 0, 0, 1)], copy_of(2, 0), "PeerCopyOutside");
+    check(vec![(COPY, 0, 0, 2)], copy_of(1, 39), "PeerCopyOutside");
+    check(
+        vec![(COPY, 0, 0, 2)],
+        copy_of(0, u32::MAX),
+        "PeerCopyOutside",
+    );
+    check(vec![(KNOWN, 0, 0, 2)], vec![0xff; 4], "PeerKnownOutside");
+    check(
+        vec![(COPY, 0, 0, 65)],
+        copy_of(0, 512),
+        "PeerTooManyPages(65)",
+    );
+    check(
+        vec![(KNOWN, 0, 0, 64), (COPY, 0, 64, 1)],
+        vec![0; 10],
+        "PeerTooManyPages(65)",
+    );
+    check(vec![(ZERO, 0, 0, 1)], vec![0; 6], "PeerPayload");
+    let delta = |delta: Vec<u8>, records| {
+        let forged = Forged {
+            delta,
+            ..Forged::new(records)
+        };
+        let error = decoder(0).apply(&forged.body(), &mut Memory::default());
+        format!("{:?}", error.unwrap_err())
+    };
+    assert_eq!(delta(vec![1], vec![(ZERO, 0, 0, 1)]), "PeerDelta(0)");
+    for frame in [
+        vec![],
+        b"no frame".to_vec(),
+        zstd::bulk::compress(&[1; 4096], 3).unwrap(),
+    ] {
+        assert_eq!(delta(frame, vec![(DELTA, 0, 0, 2)]), "PeerDelta(2)");
+    }
+}
+
+/// Batches of references alone, whose digest is wrong, are missed and leave no trace.
+#[test]
+fn forged_references_leave_no_trace() {
+    for (records, references) in [
+        (vec![(COPY, 0, 0, 3)], vec![0, 0, 0, 0, 2, 0]),
+        (vec![(COPY, 0, 7, 3)], vec![0, 0, 0, 0, 0, 7]),
+        (vec![(KNOWN, 0, 0, 3)], vec![0, 0, 0, 1]),
+        (
+            vec![(ZERO, 0, 0, 3), (COPY, 0, 5, 3)],
+            vec![0, 0, 0, 0, 0, 1],
+        ),
+    ] {
+        let mut decoder = decoder(0);
+        let pages = records.len();
+        let count: u16 = records.iter().map(|record| record.3).sum();
+        let forged = Forged {
+            references,
+            ..Forged::new(records)
+        };
+        let mut target = Memory::default();
+        let applied = decoder.apply(&forged.body(), &mut target).unwrap();
+        assert_eq!(applied.missing.len(), pages);
+        assert_eq!(
+            applied.missing.iter().map(|run| run.count).sum::<u16>(),
+            count
+        );
+        assert!(target == Memory::default());
+        assert_eq!(decoder.ledger().announced_pages(), 0);
+    }
 }
 
 /// A frame that unpacks to less or more than the records announce, a bomb among them: no byte
@@ -252,7 +340,7 @@ proptest! {
     #[test]
     fn any_records_are_refused(
         records in prop::collection::vec(
-            (prop_oneof![Just(ZERO), Just(LITERAL), Just(RAW), any::<u8>()], 0_u16..3, 0_u32..11_000, 0_u16..600),
+            (prop_oneof![Just(ZERO), Just(LITERAL), Just(RAW), 8_u8..], 0_u16..3, 0_u32..11_000, 0_u16..600),
             0..5
         ),
         literal in prop::collection::vec(any::<u8>(), 0..50),
@@ -260,5 +348,27 @@ proptest! {
     ) {
         let raw = vec![9; raw_pages * 4096];
         Forged { literal, raw, ..Forged::new(records) }.refused();
+    }
+
+    /// The same with references: an error or a miss, never a panic, nothing written.
+    #[test]
+    fn any_references_leave_no_trace(
+        records in prop::collection::vec((any::<u8>(), 0_u16..3, 0_u32..11_000, 0_u16..70), 0..5),
+        few in prop::collection::vec((2_u8..8, 0_u16..1, 0_u32..500, 1_u16..20), 0..5),
+        references in prop::collection::vec(any::<u8>(), 0..30),
+        delta in prop::collection::vec(any::<u8>(), 0..50),
+    ) {
+        let mut few = few;
+        few.sort_by_key(|record| record.2);
+        for records in [records, few] {
+            let forged = Forged { references: references.clone(), delta: delta.clone(), ..Forged::new(records) };
+            let mut decoder = decoder(0);
+            let mut target = Memory::default();
+            if let Ok(applied) = decoder.apply(&forged.body(), &mut target) {
+                prop_assert!(!applied.missing.is_empty());
+            }
+            prop_assert!(target == Memory::default());
+            prop_assert_eq!(decoder.ledger().announced_pages(), 0);
+        }
     }
 }
