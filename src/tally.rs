@@ -15,6 +15,9 @@ use crate::report::{
 /// Queueing samples that are kept: four a second for an hour, then every other one is dropped.
 const QUEUEING_MAX: usize = 14_400;
 
+/// Changes of the level that are kept.
+const LEVELS_MAX: usize = 256;
+
 /// Counters and marks of one attempt.
 #[derive(Debug)]
 pub(crate) struct Tally {
@@ -30,7 +33,8 @@ pub(crate) struct Tally {
     pub(crate) pages_total: Option<u64>,
     pub(crate) dirty_pages_per_s: Option<f64>,
     pub(crate) root: Option<String>,
-    pub(crate) level: Option<i32>,
+    /// zstd levels in the order of their use.
+    pub(crate) levels: Vec<i32>,
     /// Main memory is read or written where QEMU has it.
     pub(crate) mapped: bool,
 }
@@ -50,7 +54,7 @@ impl Tally {
             pages_total: None,
             dirty_pages_per_s: None,
             root: None,
-            level: None,
+            levels: Vec::new(),
             mapped: false,
         }
     }
@@ -69,6 +73,12 @@ impl Tally {
             sent_bytes: round.sent_bytes,
             ms: millis(round.length),
         });
+    }
+
+    pub(crate) fn level(&mut self, level: i32) {
+        if self.levels.len() < LEVELS_MAX {
+            self.levels.push(level);
+        }
     }
 
     pub(crate) fn stopped(&mut self, now: Instant) {
@@ -152,7 +162,7 @@ impl Tally {
             peak_memory_bytes: self.peak_memory_bytes.max(anonymous_bytes()),
             cpu_s: cpu_seconds(),
             root: self.root.clone(),
-            levels: self.level.map(|level| vec![level]),
+            levels: (!self.levels.is_empty()).then(|| self.levels.clone()),
             phases: self.phases.finish(now),
         }
     }

@@ -34,15 +34,15 @@ pub(crate) struct SendArgs {
     /// Cap of the transfer's rate in bit/s (k, M, G).
     #[arg(long, value_name = "RATE", value_parser = rate)]
     max_bandwidth: Option<u64>,
-    /// Switch an encoding stage off (same, zero, literal); may be repeated.
+    /// Switch an encoding stage off (same, zero, copy, known, delta, literal, raw); may be repeated.
     #[arg(long, value_name = "STAGE")]
     disable: Vec<String>,
     /// Leave source QEMU in `postmigrate` after success.
     #[arg(long)]
     keep_source: bool,
-    /// zstd level of literals.
-    #[arg(long, value_name = "LEVEL", default_value_t = 3, allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
-    level: i32,
+    /// One zstd level for all pages; without, the level follows link and processor.
+    #[arg(long, value_name = "LEVEL", allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
+    level: Option<i32>,
 }
 
 /// Exit code: 0 the guest runs at the target, 1 it runs here, 3 in doubt.

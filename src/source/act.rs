@@ -10,7 +10,7 @@ use bytes::Bytes;
 use qemu_glue::stream::return_path::Message;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
-use transport::block::{Contents, CopyIndex, KnownTable, Layout};
+use transport::block::{Contents, CopyIndex, KnownTable, LEVEL_DEFAULT, Layout};
 use transport::quic::LaneSender;
 use transport::quic::driver::{Held, LaneSettings, Questions, SourceLanes};
 use transport::session::source::{Action, Input, Mark, Phase};
@@ -153,9 +153,10 @@ impl Driver {
         let mut settings = LaneSettings {
             incarnation: self.me.incarnation,
             key: self.secret,
-            level: self.options.level,
+            level: self.options.level.unwrap_or(LEVEL_DEFAULT),
             disable: self.options.disable,
         };
+        self.tally.level(settings.level);
         // What the target cannot read it cannot patch.
         settings.disable.delta |= !offer.readable;
         let contents: Arc<dyn Contents> = image.memory.clone();

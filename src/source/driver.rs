@@ -143,8 +143,7 @@ impl Driver {
             commands,
             inputs.clone(),
         ));
-        let mut tally = Tally::new(now);
-        tally.level = Some(start.options.level);
+        let tally = Tally::new(now);
         Ok(Driver {
             machine: Source::new(now, config),
             state,
@@ -478,6 +477,16 @@ impl Driver {
         let product = rate.saturating_mul(rtt_us) / 1_000_000;
         lanes.set_budget((2 * product + BUDGET_BASE_BYTES).min(BUDGET_MAX_BYTES));
         lanes.set_rate_max(self.options.max_bytes_per_s);
+        let rate = self
+            .options
+            .max_bytes_per_s
+            .map_or(rate, |cap| cap.min(rate));
+        if self.options.level.is_none()
+            && let Some(level) = lanes.adapt_level(rate)
+        {
+            tracing::debug!(level, "compression");
+            self.tally.level(level);
+        }
     }
 
     pub(super) fn show(&mut self, at_once: bool) {

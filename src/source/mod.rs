@@ -40,7 +40,8 @@ pub(crate) struct Options {
     pub(crate) max_bytes_per_s: Option<u64>,
     pub(crate) mapped: Mapped,
     pub(crate) disable: Disable,
-    pub(crate) level: i32,
+    /// A fixed zstd level; `None`: it follows link and processor.
+    pub(crate) level: Option<i32>,
     pub(crate) keep_source: bool,
     pub(crate) report: Option<PathBuf>,
     pub(crate) json: bool,

@@ -39,6 +39,12 @@ impl Workers {
         })
     }
 
+    /// Number of threads.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.queues.len()
+    }
+
     /// Runs a lane's job and returns what it returns; `None` when the thread is gone.
     pub async fn run<T: Send + 'static>(
         &self,

@@ -72,10 +72,7 @@ impl Frame {
                 barrier,
                 tail_bytes,
                 missing_taken,
-            } => {
-                put_final(root, *barrier, *tail_bytes, out);
-                out.put_u32(*missing_taken);
-            }
+            } => put_final(root, (*barrier, *tail_bytes, *missing_taken), out),
             Self::Loaded { root } => out.put_slice(&root.0),
             Self::Commit {
                 attempt,
@@ -173,10 +170,12 @@ impl Frame {
     }
 }
 
-fn put_final(root: &Root, barrier: u32, tail_bytes: u64, out: &mut BytesMut) {
+fn put_final(root: &Root, rest: (u32, u64, u32), out: &mut BytesMut) {
+    let (barrier, tail_bytes, missing_taken) = rest;
     out.put_slice(&root.0);
     out.put_u32(barrier);
     out.put_u64(tail_bytes);
+    out.put_u32(missing_taken);
 }
 
 fn put_verdict(attempt: AttemptId, verdict: Verdict, epoch: u64, out: &mut BytesMut) {
