@@ -160,7 +160,7 @@ mod tests {
         );
         check("pages that shrink a lot", measured(3, 900.0, 8.0, 100.0), 9);
         check("noise", measured(3, 900.0, 1.05, 100.0), -5);
-        check("an unknown level", measured(22, 31.0, 2.67, 100.0), 12);
+        check("an unknown level", measured(22, 31.0, 2.67, 20.0), 12);
     }
 
     /// At the border between two levels the choice stays where it is.
