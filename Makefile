@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 CORE := transport qemu-glue
 ARGS ?=
 
-.PHONY: demo test check bench lab setup test-qemu-7.2 fuzz
+.PHONY: demo test check bench lab setup test-qemu-7.2 model fuzz
 
 # A live Debian guest moves over an emulated WAN, beside QEMU's own migration (root, ~10 minutes).
 demo: setup
@@ -43,6 +43,11 @@ setup:
 test-qemu-7.2: setup
 	$(CARGO) build -p scaleaway -p testbed --bin scaleaway --bin testbed
 	QEMU_7_2=$$(sh testbed/qemu-7.2.sh) $(CARGO) test -p testbed --test qemu_7_2 -- --ignored --nocapture
+
+# The dirty flags (S7) in every interleaving that the memory model allows; builds with loom, apart.
+model:
+	RUSTFLAGS='--cfg model' $(CARGO) test -p transport --no-default-features --lib model \
+	    --target-dir $(TARGET)/model
 
 # Needs cargo-fuzz and a nightly compiler; FUZZ_SECONDS for each target.
 FUZZ_SECONDS ?= 300

@@ -9,7 +9,11 @@
 //! marked again by whoever changed it, so a torn read is always followed by a whole one.
 
 use std::sync::Arc;
+#[cfg(not(all(test, model)))]
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+#[cfg(all(test, model))]
+use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::{LANES, Layout, PageAddress, RANGE_PAGES, index};
 
@@ -275,5 +279,7 @@ impl Room {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, model))]
+mod model;
+#[cfg(all(test, not(model)))]
 mod tests;
