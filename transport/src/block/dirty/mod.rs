@@ -279,7 +279,9 @@ impl Room {
     }
 }
 
-#[cfg(all(test, model))]
+#[cfg(model)]
+#[cfg(test)]
 mod model;
-#[cfg(all(test, not(model)))]
+#[cfg(not(model))]
+#[cfg(test)]
 mod tests;
