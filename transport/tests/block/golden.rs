@@ -76,3 +76,44 @@ fn literal_frame_is_zstd() {
     let pages = zstd::bulk::decompress(&body[39..], 8192).unwrap();
     assert_eq!(pages, [text_page(1), text_page(2)].concat());
 }
+
+/// A batch that names its pages: two known ones, and two that are copies of an applied one and of
+/// one in the batch.
+#[test]
+fn reference_wire_format() {
+    let mut source = Memory::default();
+    source.write(ram(1), disk_page(4));
+    source.write(ram(2), disk_page(5));
+    source.write(ram(3), random_page(1));
+    source.write(ram(4), disk_page(4));
+    let hasher = PageHasher::new(&KEY);
+    let copies = CopyIndex::new(&layout(), 1 << 20);
+    copies.insert(hasher.hash(&random_page(1)), ram(0x0201), 9);
+    copies.acknowledge(1, 9);
+    let known = KnownTable::new(10);
+    for number in [4, 5] {
+        known.insert(
+            *hasher.hash(&disk_page(number)).0.first_chunk().unwrap(),
+            number,
+        );
+    }
+    let sources = Sources {
+        copies: Some(&copies),
+        known: Some(&known),
+        ..Sources::of(&source)
+    };
+    let mut out = BytesMut::new();
+    let mut encoder = encoder(0, Disable::default());
+    encoder.encode(&data(1..5), &sources, &mut out).unwrap();
+    let body = bodies(&out).remove(0);
+    #[rustfmt::skip]
+    let after_digest = [
+        0x04, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00, 0x02, // known, block 0, page 1, 2 pages
+        0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x03, 0x00, 0x01, // copy, block 0, page 3, 1 page
+        0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x04, 0x00, 0x01, // copy, block 0, page 4, 1 page
+        0x00, 0x00, 0x00, 0x04,                               // numbers 4 and 5
+        0x00, 0x00, 0x00, 0x00, 0x02, 0x01,                   // of block 0, page 0x201
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x01,                   // of block 0, page 1: in this batch
+    ];
+    assert_eq!(body[30..], after_digest[..]);
+}
