@@ -62,6 +62,8 @@ fn check(name: &str, ram: Ram) -> anyhow::Result<()> {
     };
     let source = start("source", &[])?;
     source.wait_ready()?;
+    let filled = "dd if=/dev/urandom of=/tmp/old bs=1M count=24";
+    source.control()?.run(filled, MOVE_MAX)?;
     let target = start("target", &["-incoming", "defer"])?;
     let program = product::program()?;
     let installation = |name: &str| Product::new(Place::Here, &program, &folder.path().join(name));
@@ -92,16 +94,20 @@ fn check(name: &str, ram: Ram) -> anyhow::Result<()> {
         let syncs = state["ram"]["dirty-sync-count"].as_u64().unwrap_or(0);
         Ok((syncs > 1).then_some(()))
     })?;
+    source.control()?.run("rm /tmp/old", MOVE_MAX)?;
     let kept = json!({"value": KEPT_BYTES});
     source.monitor().execute("balloon", &kept)?;
+    clock::wait_until("the balloon", MOVE_MAX, || {
+        let state = source.monitor().execute("query-balloon", &json!({}))?;
+        let actual = state["actual"].as_u64().unwrap_or(u64::MAX);
+        Ok((actual <= KEPT_BYTES).then_some(()))
+    })?;
+    // Nothing has been handed over: what was taken had been announced.
+    assert!(source.is_running()?, "{}", send.output());
     let codes = (send.wait(MOVE_MAX)?, receive.wait(MOVE_MAX)?);
     assert_eq!(codes, (0, 0), "{}\n{}", send.output(), receive.output());
     target.monitor().execute("cont", &json!({}))?;
     assert_eq!(target.control()?.verify()?.errors, 0);
-    // It was the guest's doing, not a device that nobody serves.
-    let balloon = target.monitor().execute("query-balloon", &json!({}))?;
-    let actual = balloon["actual"].as_u64().unwrap_or(u64::MAX);
-    ensure!(actual < 150 << 20, "the balloon has not grown: {balloon}");
     Ok(())
 }
 
