@@ -89,6 +89,13 @@ pub fn choose_level(seen: &LevelObservation) -> i32 {
     found.map_or(lowest.level, |row| row.level)
 }
 
+/// The next level on the way from the present one to the chosen one: down at once, up row by row,
+/// since a link whose rate is still being found looks slower than it is.
+pub fn approach_level(present: i32, chosen: i32) -> i32 {
+    let next = LEVELS.iter().find(|row| row.level > present);
+    next.map_or(chosen, |row| chosen.min(row.level))
+}
+
 /// The row of a level, or of the next one below.
 fn row(level: i32) -> Level {
     let [lowest, ..] = LEVELS;
@@ -161,6 +168,20 @@ mod tests {
         check("pages that shrink a lot", measured(3, 900.0, 8.0, 100.0), 9);
         check("noise", measured(3, 900.0, 1.05, 100.0), -5);
         check("an unknown level", measured(22, 31.0, 2.67, 20.0), 12);
+    }
+
+    /// Down at once, up row by row, and never beyond what was chosen.
+    #[test]
+    fn levels_are_approached() {
+        for (present, chosen, expected) in
+            [(3, 12, 6), (6, 9, 9), (9, -5, -5), (3, 3, 3), (19, 12, 12)]
+        {
+            assert_eq!(
+                approach_level(present, chosen),
+                expected,
+                "{present} to {chosen}"
+            );
+        }
     }
 
     /// At the border between two levels the choice stays where it is.

@@ -92,7 +92,7 @@ pub use hash::PageHasher;
 pub use known::KnownTable;
 pub use layout::{Layout, LayoutError, RangeSpan};
 pub use ledger::{FIRST_SEQ, Ledger, LedgerPart};
-pub use level::{LevelObservation, choose_level};
+pub use level::{LevelObservation, approach_level, choose_level};
 pub use literal::LEVEL_DEFAULT;
 pub use sources::Sources;
 pub use stats::{Amount, BatchStats};

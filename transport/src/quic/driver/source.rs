@@ -13,7 +13,7 @@ use super::{Basis, Workers, lock, per_lane};
 use crate::block::{
     BatchStats, Contents, CopyIndex, DirtySet, Disable, FIRST_SEQ, KnownTable, LANES, LaneCursor,
     LaneEncoder, Ledger, LevelObservation, PAGE_SIZE, PageAddress, PageHash, PageHasher, PageRun,
-    Replica, Root, Sources, Taken, choose_level,
+    Replica, Root, Sources, Taken, approach_level, choose_level,
 };
 use crate::quic::LaneSender;
 use crate::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
@@ -24,6 +24,9 @@ const RESERVE_BYTES: u64 = 64 * 1024;
 
 /// Pages that must have been compressed before the level is looked at again: 2 MiB.
 const LOOK_PAGES_MIN: u64 = 512;
+
+/// The link's rate is not known before this.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// How lanes encode.
 #[derive(Debug, Clone)]
@@ -101,6 +104,7 @@ struct Shared {
     applied_bytes: AtomicU64,
     reserved_bytes: AtomicU64,
     stats: Mutex<BatchStats>,
+    began: Instant,
     /// zstd level of the next batches.
     level: AtomicI32,
     /// Time that workers spent on batches, and the bytes of their pages.
@@ -159,6 +163,7 @@ impl SourceLanes {
             applied_bytes: AtomicU64::new(0),
             reserved_bytes: AtomicU64::new(0),
             stats: Mutex::new(BatchStats::default()),
+            began: Instant::now(),
             level: AtomicI32::new(settings.level),
             encoding_ns: AtomicU64::new(0),
             encoded_bytes: AtomicU64::new(0),
@@ -281,7 +286,8 @@ impl SourceLanes {
         let now = self.counters();
         let since = now.stats.since(&lock(&shared.looked).stats);
         let pages = since.literal.pages + since.raw.pages;
-        if pages < LOOK_PAGES_MIN || link_bytes_per_s == 0 {
+        let is_early = shared.began.elapsed() < LOOK_AFTER;
+        if is_early || pages < LOOK_PAGES_MIN || link_bytes_per_s == 0 {
             return None;
         }
         *lock(&shared.looked) = now;
@@ -298,6 +304,7 @@ impl SourceLanes {
             // Time on a crowded core counts as time of the encoder, which is the slower for it.
             busy_cores: 0.0,
         });
+        let chosen = approach_level(level, chosen);
         shared.level.store(chosen, Ordering::Relaxed);
         (chosen != level).then_some(chosen)
     }

@@ -26,8 +26,12 @@ pub(super) struct Rounds {
     paced_at: Option<Instant>,
 }
 
-/// Pages per measurement of the page cost: fewer would follow single batches.
-const COST_PAGES_MIN: u64 = 256;
+/// Pages that make half of the page cost: fewer would follow single batches.
+const COST_PAGES: u64 = 256;
+/// Below this, what was sent says nothing of what the link could carry.
+const RATE_BYTES_MIN: u64 = 256 << 10;
+/// Taken for such a link: 10 Mbit/s.
+const RATE_MODEST: f64 = 1.25e6;
 /// Guess before the first measurement: half a page.
 const COST_GUESS_BYTES: f64 = 2048.0;
 
@@ -70,10 +74,12 @@ impl Rounds {
         let pages = sample
             .content_pages
             .saturating_sub(self.cost_from.content_pages);
-        if pages >= COST_PAGES_MIN {
+        if pages > 0 {
             let bytes = sample.sent_bytes.saturating_sub(self.cost_from.sent_bytes);
             let cost = as_f64(bytes) / as_f64(pages);
-            self.page_cost_bytes += 0.25 * (cost - self.page_cost_bytes);
+            // Many pages count for more, but never for more than a quarter.
+            let weight = (as_f64(pages) / as_f64(2 * COST_PAGES)).min(0.25);
+            self.page_cost_bytes += weight * (cost - self.page_cost_bytes);
             self.cost_from = sample;
         }
         self.sample = sample;
@@ -180,10 +186,14 @@ impl Rounds {
     /// could be measured has the congestion controller's estimate.
     pub(super) fn rate_bytes_per_s(&self) -> f64 {
         let measured = self.rate.bytes_per_s();
+        let estimate = as_f64(self.sample.link_bytes_per_s);
         if measured > 0.0 {
             measured
+        } else if estimate > 0.0 && self.sample.sent_bytes < RATE_BYTES_MIN {
+            // An estimate from a trickle is a trickle's.
+            estimate.max(RATE_MODEST)
         } else {
-            as_f64(self.sample.link_bytes_per_s)
+            estimate
         }
     }
 
