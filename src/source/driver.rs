@@ -29,9 +29,9 @@ use crate::vm::{SourceState, Vm};
 use crate::waiting::{next, now, sleep_until};
 
 /// How often the machine sees a sample and the operator a new line.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(20);
 /// How often the link is measured (it copies the congestion controller).
-const LINK_TICKS: u32 = 5;
+const LINK_TICKS: u32 = 12;
 /// Results of started work that may wait.
 const INPUTS_MAX: usize = 64;
 /// Monitor commands that may wait.
