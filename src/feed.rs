@@ -261,7 +261,7 @@ impl Sink for FeedSink {
 
     fn known(&mut self, number: u32, into: &mut [u8; PAGE_SIZE]) -> std::io::Result<()> {
         match &self.elsewhere.shared {
-            Some(shared) => shared.index.read(number, into),
+            Some(shared) => shared.read(number, into),
             None => Err(std::io::ErrorKind::Unsupported.into()),
         }
     }

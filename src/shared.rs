@@ -1,10 +1,13 @@
 //! Content that this host holds outside the guest's memory and may name to this peer: questions come
 //! in bulk, answers are read and hashed again before they are given (S13).
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use transport::block::PAGE_SIZE;
 use transport::quic::Fingerprint;
 use transport::store::ContentIndex;
 use transport::wire::Frame;
@@ -20,7 +23,9 @@ const WAITING_MAX: usize = 8;
 /// The open index of one peer.
 #[derive(Debug, Clone)]
 pub(crate) struct Shared {
-    pub(crate) index: Arc<ContentIndex>,
+    index: Arc<ContentIndex>,
+    /// Numbers that were given in answers: no other one may be named (S14).
+    given: Arc<RwLock<HashSet<u32>>>,
 }
 
 impl Shared {
@@ -30,6 +35,7 @@ impl Shared {
         match tokio::time::timeout(OPEN_MAX, opening).await {
             Ok(Ok(Ok(index))) if index.known_pages() > 0 => Some(Shared {
                 index: Arc::new(index),
+                given: Arc::default(),
             }),
             Ok(Ok(Ok(_))) => None,
             Ok(Ok(Err(error))) => {
@@ -47,6 +53,26 @@ impl Shared {
                 None
             }
         }
+    }
+
+    /// Reads a page by a number that was given for it.
+    pub(crate) fn read(&self, number: u32, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        let given = self.given.read().unwrap_or_else(PoisonError::into_inner);
+        if !given.contains(&number) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.index.read(number, into)
+    }
+
+    /// Looks each prefix up and notes what is given away.
+    fn answer(&self, prefixes: &[[u8; 8]]) -> Vec<Option<u32>> {
+        let numbers: Vec<_> = prefixes
+            .iter()
+            .map(|prefix| self.index.lookup(prefix))
+            .collect();
+        let mut given = self.given.write().unwrap_or_else(PoisonError::into_inner);
+        given.extend(numbers.iter().flatten());
+        numbers
     }
 
     /// Pages that can be named.
@@ -68,16 +94,16 @@ impl Answering {
     pub(crate) fn start(
         shared: &Shared,
         pages_total: u64,
-    ) -> std::io::Result<(Answering, mpsc::Receiver<Frame>)> {
+    ) -> io::Result<(Answering, mpsc::Receiver<Frame>)> {
         let (questions, asked) = std::sync::mpsc::sync_channel(WAITING_MAX);
         let (answers, answered) = mpsc::channel(WAITING_MAX);
-        let index = shared.index.clone();
+        let shared = shared.clone();
         std::thread::Builder::new()
             .name("answers".into())
             .spawn(move || {
                 while let Ok((first, prefixes)) = asked.recv() {
                     let prefixes: Vec<[u8; 8]> = prefixes;
-                    let numbers = prefixes.iter().map(|prefix| index.lookup(prefix)).collect();
+                    let numbers = shared.answer(&prefixes);
                     if answers
                         .blocking_send(Frame::Known { first, numbers })
                         .is_err()

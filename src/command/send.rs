@@ -9,7 +9,7 @@ use transport::session::Outcome;
 
 use crate::cli::{SessionArgs, lane_bytes_per_s, listen_address, rate};
 use crate::peer::Way;
-use crate::source::{self, Options};
+use crate::source::{self, MemoryBudget, Options};
 use crate::state_dir::StateDir;
 
 /// Move the running guest of this QEMU to a peer that waits with `scaleaway receive`.
@@ -37,6 +37,9 @@ pub(crate) struct SendArgs {
     /// Switch an encoding stage off (same, zero, copy, known, delta, literal, raw); may be repeated.
     #[arg(long, value_name = "STAGE")]
     disable: Vec<String>,
+    /// Memory of this process beside buffers that are always there, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 160, value_parser = clap::value_parser!(u32).range(48..=65_536))]
+    memory_max: u32,
     /// Leave source QEMU in `postmigrate` after success.
     #[arg(long)]
     keep_source: bool,
@@ -68,6 +71,7 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
         max_bytes_per_s: args.max_bandwidth.map(lane_bytes_per_s),
         disable,
         level: args.level,
+        budget: MemoryBudget::of(args.memory_max),
         keep_source: args.keep_source,
         report: session.report,
         json: session.json,

@@ -31,10 +31,6 @@ use crate::waiting::now;
 
 /// QEMU connects to the capture socket within this after `migrate`.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// The index of content that was sent: enough for 5 GiB of guest memory.
-const COPIES_MAX_BYTES: usize = 16 << 20;
-/// Answers of the target that are kept, 18 bytes each.
-const KNOWN_MAX: u64 = 1 << 20;
 /// Question frames that may wait for the control stream.
 const QUERIES_MAX: usize = 2;
 /// The last control frames may take this long to be acknowledged.
@@ -154,6 +150,7 @@ impl Driver {
             incarnation: self.me.incarnation,
             key: self.secret,
             level: self.options.level.unwrap_or(LEVEL_DEFAULT),
+            level_max: self.options.budget.level_max,
             disable: self.options.disable,
         };
         self.tally.level(settings.level);
@@ -194,16 +191,17 @@ impl Driver {
             let (agreed, all) = (basis.agreed().count(), layout.ranges_total());
             tracing::info!("the target holds {agreed} of {all} ranges from an earlier trip");
         }
-        let known_max = u64::from(offer.known_pages)
-            .min(layout.pages_total())
-            .min(KNOWN_MAX);
+        let budget = self.options.budget;
+        let known_max = u64::from(offer.known_pages).min(layout.pages_total());
+        let known_max = usize::try_from(known_max)
+            .unwrap_or(usize::MAX)
+            .min(budget.known_entries);
         Held {
             replica: self.kept.as_ref().map(|kept| kept.replica.clone() as _),
             basis,
             copies: (offer.readable && !disable.copy)
-                .then(|| Arc::new(CopyIndex::new(layout, COPIES_MAX_BYTES))),
-            known: (known_max > 0 && !disable.known)
-                .then(|| Arc::new(KnownTable::new(usize::try_from(known_max).unwrap_or(0)))),
+                .then(|| Arc::new(CopyIndex::new(layout, budget.copies_bytes))),
+            known: (known_max > 0 && !disable.known).then(|| Arc::new(KnownTable::new(known_max))),
         }
     }
 

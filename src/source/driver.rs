@@ -39,7 +39,6 @@ const COMMANDS_MAX: usize = 64;
 /// Bytes in flight: two bandwidth-delay products, and room for the target's telling (20 ms) and
 /// for batches that are being decoded.
 const BUDGET_BASE_BYTES: u64 = 1 << 20;
-const BUDGET_MAX_BYTES: u64 = 24 << 20;
 
 /// What `run` hands over.
 #[derive(Debug)]
@@ -475,7 +474,7 @@ impl Driver {
         self.link_bytes_per_s = rate;
         let rtt_us = u64::try_from(link.rtt.as_micros()).unwrap_or(u64::MAX);
         let product = rate.saturating_mul(rtt_us) / 1_000_000;
-        lanes.set_budget((2 * product + BUDGET_BASE_BYTES).min(BUDGET_MAX_BYTES));
+        lanes.set_budget((2 * product + BUDGET_BASE_BYTES).min(self.options.budget.flight_bytes));
         lanes.set_rate_max(self.options.max_bytes_per_s);
         let rate = self
             .options

@@ -7,6 +7,7 @@
 //! ```
 
 mod act;
+mod budget;
 mod driver;
 
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use crate::peer::{Door, Me, Way, random};
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
 use crate::vm::Vm;
+pub(crate) use budget::MemoryBudget;
 use driver::{Driver, Start};
 
 /// What `send` was asked for.
@@ -42,6 +44,7 @@ pub(crate) struct Options {
     pub(crate) disable: Disable,
     /// A fixed zstd level; `None`: it follows link and processor.
     pub(crate) level: Option<i32>,
+    pub(crate) budget: MemoryBudget,
     pub(crate) keep_source: bool,
     pub(crate) report: Option<PathBuf>,
     pub(crate) json: bool,

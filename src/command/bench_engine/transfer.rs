@@ -123,6 +123,7 @@ impl Transfer {
             incarnation: INCARNATION,
             key: KEY,
             level: self.level,
+            level_max: self.level,
             disable: self.disable,
         };
         let wake = Arc::new(Notify::new());

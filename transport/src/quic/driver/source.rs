@@ -13,7 +13,7 @@ use super::{Basis, Workers, lock, per_lane};
 use crate::block::{
     BatchStats, Contents, CopyIndex, DirtySet, Disable, FIRST_SEQ, KnownTable, LANES, LaneCursor,
     LaneEncoder, Ledger, LevelObservation, PAGE_SIZE, PageAddress, PageHash, PageHasher, PageRun,
-    Replica, Root, Sources, Taken, approach_level, choose_level,
+    RANGE_PAGES, Replica, Root, Sources, Taken, approach_level, choose_level,
 };
 use crate::quic::LaneSender;
 use crate::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
@@ -35,8 +35,10 @@ pub struct LaneSettings {
     pub incarnation: u64,
     /// The pair's secret.
     pub key: [u8; 32],
-    /// zstd level.
+    /// zstd level of the first batches.
     pub level: i32,
+    /// Highest level that may be chosen.
+    pub level_max: i32,
     /// Stages that are switched off.
     pub disable: Disable,
 }
@@ -105,6 +107,7 @@ struct Shared {
     reserved_bytes: AtomicU64,
     stats: Mutex<BatchStats>,
     began: Instant,
+    level_max: i32,
     /// zstd level of the next batches.
     level: AtomicI32,
     /// Time that workers spent on batches, and the bytes of their pages.
@@ -164,6 +167,7 @@ impl SourceLanes {
             reserved_bytes: AtomicU64::new(0),
             stats: Mutex::new(BatchStats::default()),
             began: Instant::now(),
+            level_max: settings.level_max,
             level: AtomicI32::new(settings.level),
             encoding_ns: AtomicU64::new(0),
             encoded_bytes: AtomicU64::new(0),
@@ -229,17 +233,28 @@ impl SourceLanes {
         let layout = shared.dirty.layout();
         let zero = PageHasher::new(&shared.key).zero();
         for run in runs {
+            let last = run
+                .first
+                .page
+                .checked_add(u32::from(run.count).saturating_sub(1));
+            let is_sound = last.is_some_and(|page| {
+                let last = PageAddress { page, ..run.first };
+                layout.contains(run.first)
+                    && layout.contains(last)
+                    && run.first.page / RANGE_PAGES == page / RANGE_PAGES
+            });
+            if !is_sound {
+                return Err(format!(
+                    "the target misses {run:?}, which is no run of pages"
+                ));
+            }
+            // Pages are taken under this lock too: what is clean here is in the ledger.
+            let mut encoder = lock(&shared.encoders[layout.lane_of(run.first)]);
             for offset in 0..u32::from(run.count) {
-                let page = run.first.page.checked_add(offset);
                 let at = PageAddress {
-                    page: page.ok_or("a page beyond the last one")?,
+                    page: run.first.page + offset,
                     ..run.first
                 };
-                if !layout.contains(at) {
-                    return Err(format!("the target misses {at:?}, which does not exist"));
-                }
-                // Pages are taken under this lock too: what is clean here is in the ledger.
-                let mut encoder = lock(&shared.encoders[layout.lane_of(at)]);
                 let sent = encoder.ledger().get(at);
                 encoder.ledger_mut().forget(at);
                 if let Some(copies) = &shared.held.copies {
@@ -304,7 +319,7 @@ impl SourceLanes {
             // Time on a crowded core counts as time of the encoder, which is the slower for it.
             busy_cores: 0.0,
         });
-        let chosen = approach_level(level, chosen);
+        let chosen = approach_level(level, chosen.min(shared.level_max));
         shared.level.store(chosen, Ordering::Relaxed);
         (chosen != level).then_some(chosen)
     }

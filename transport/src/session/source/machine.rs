@@ -7,10 +7,9 @@ use bytes::Bytes;
 
 use super::rounds::Rounds;
 use super::{Action, Config, Input, Phase, Sample};
-use crate::block::{BlockSpec, LANES, Root, length_u32};
+use crate::block::{LANES, Root};
 use crate::session::precopy::Decision;
 use crate::session::{Hold, Outcome};
-use crate::wire::limits::BASIS_MAX_DIGESTS;
 use crate::wire::{AbortCode, AttemptId, Frame, Verdict, Verify};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,11 +80,13 @@ pub struct Source {
     pub(super) barrier: u32,
     pub(super) tail: Option<(Vec<(Bytes, u32)>, u64)>,
     pub(super) ram_ended: bool,
-    is_relay: bool,
+    pub(super) is_relay: bool,
     pub(super) root: Option<Root>,
     /// Frames of pages that the target could not resolve.
-    missing_taken: u32,
-    proof_begun: bool,
+    pub(super) missing_taken: u32,
+    /// Those that came when the guest was stopped.
+    pub(super) flushes_again: u32,
+    pub(super) proof_begun: bool,
     pub(super) proved: bool,
     pub(super) stopped: bool,
     pub(super) stopped_unasked: bool,
@@ -101,13 +102,16 @@ pub struct Source {
 /// The target answers each step within this, else the attempt ends (before Commit) or is in doubt.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// The target prepares its QEMU and reads its replica, which takes longer with more memory.
-const LAYOUT_MAX: Duration = Duration::from_secs(90);
+pub(super) const LAYOUT_MAX: Duration = Duration::from_secs(90);
+/// Frames of missing pages that are answered while the guest is stopped: in that round only deltas
+/// can miss, each once.
+const FLUSHES_AGAIN_MAX: u32 = 256;
 /// Loading and proving take longer with more memory.
-const LOADED_MAX: Duration = Duration::from_secs(120);
+pub(super) const LOADED_MAX: Duration = Duration::from_secs(120);
 /// While a stopped guest's last pages drain, the target applies something within this.
 const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(30);
 /// QEMU stops within one 100 ms window of the release; a slow host may take longer.
-const STOP_MAX: Duration = Duration::from_secs(30);
+pub(super) const STOP_MAX: Duration = Duration::from_secs(30);
 
 impl Source {
     /// A machine that waits for the target's `Ready`.
@@ -125,6 +129,7 @@ impl Source {
             is_relay: false,
             root: None,
             missing_taken: 0,
+            flushes_again: 0,
             proof_begun: false,
             proved: false,
             stopped: false,
@@ -299,96 +304,6 @@ impl Source {
         }
     }
 
-    fn ready(&mut self, now: Instant, verify: Verify, nonce: [u8; 16]) {
-        self.verify = verify;
-        self.enter(now, State::Preparing, Some(LAYOUT_MAX));
-        self.act(Action::Phase(Phase::Prepare));
-        self.act(Action::StartCapture { nonce });
-    }
-
-    fn answer(&mut self, attempt: AttemptId) {
-        let verdict = if attempt == self.config.attempt && !self.is_past_intent() {
-            Verdict::Stayed
-        } else {
-            Verdict::Unknown
-        };
-        self.act(Action::Send(Frame::Answer {
-            attempt,
-            verdict,
-            epoch: self.config.epoch,
-        }));
-    }
-
-    fn head(&mut self, now: Instant, memory: (Bytes, Vec<BlockSpec>), basis: &[[u8; 16]]) {
-        if self.state == State::Preparing {
-            self.enter(now, State::Layout, Some(LAYOUT_MAX));
-            let (head, blocks) = memory;
-            self.act(Action::Send(Frame::Layout {
-                head,
-                blocks,
-                basis_ranges: length_u32(basis.len()),
-            }));
-            for digests in basis.chunks(BASIS_MAX_DIGESTS) {
-                let digests = digests.to_vec();
-                self.act(Action::Send(Frame::Basis { digests }));
-            }
-        }
-    }
-
-    /// Before the first page (S4): nothing of the stream has been told to the target.
-    fn relay(&mut self, now: Instant) {
-        if self.state == State::Preparing {
-            self.is_relay = true;
-            // Nothing is known of pages: neither a ledger nor a proof can be had.
-            self.proved = true;
-            self.enter(now, State::Layout, Some(ANSWER_MAX));
-            self.act(Action::Send(Frame::Relay));
-        }
-    }
-
-    fn open_relay(&mut self, now: Instant) {
-        self.act(Action::OpenRelay);
-        self.act(Action::ReleaseToQemu);
-        if self.is_stopped() {
-            self.enter(now, State::Stopping, None);
-            self.announce_stop();
-        } else {
-            self.enter(now, State::Precopy, None);
-            self.act(Action::Phase(Phase::Precopy));
-        }
-    }
-
-    fn relayed(&mut self, now: Instant, bytes: u64) {
-        if matches!(self.state, State::Precopy | State::Stopping) {
-            let root = Root([0; 32]);
-            self.root = Some(root);
-            self.act(Action::Send(Frame::Final {
-                root,
-                barrier: 0,
-                tail_bytes: bytes,
-                missing_taken: 0,
-            }));
-            self.enter(now, State::AwaitLoaded, Some(LOADED_MAX));
-            self.act(Action::Phase(Phase::Load));
-        }
-    }
-
-    fn precopy(&mut self, now: Instant) {
-        self.rounds.begin(now);
-        if self.is_stopped() || self.ram_ended {
-            self.enter(now, State::Stopping, Some(STOP_MAX));
-            if self.is_stopped() {
-                self.announce_stop();
-            } else {
-                self.act(Action::Phase(Phase::Stop));
-            }
-            self.captured(now);
-        } else {
-            self.enter(now, State::Precopy, None);
-            self.act(Action::Phase(Phase::Precopy));
-        }
-    }
-
     fn progress(&mut self, now: Instant, applied_bytes: [u64; LANES]) {
         let total = applied_bytes
             .iter()
@@ -489,7 +404,7 @@ impl Source {
         self.stopped && !self.resumed_since_stop
     }
 
-    fn announce_stop(&mut self) {
+    pub(super) fn announce_stop(&mut self) {
         self.act(Action::Phase(Phase::Stop));
         self.act(Action::Send(Frame::Stopped));
     }
@@ -504,7 +419,7 @@ impl Source {
     }
 
     /// All of RAM and the device state are here: drain, prove, tell.
-    fn captured(&mut self, now: Instant) {
+    pub(super) fn captured(&mut self, now: Instant) {
         if self.state != State::Stopping || !self.ram_ended {
             return;
         }
@@ -533,10 +448,18 @@ impl Source {
     /// Pages that the target could not resolve go once more; a new `Final` replaces the one before.
     fn missing(&mut self, now: Instant) {
         self.missing_taken = self.missing_taken.saturating_add(1);
-        if matches!(self.state, State::Draining | State::AwaitLoaded) {
-            self.root = None;
-            self.flush(now);
+        if !matches!(self.state, State::Draining | State::AwaitLoaded) {
+            return;
         }
+        // The guest is stopped: a target that never has enough must not keep it so.
+        self.flushes_again += 1;
+        if self.flushes_again > FLUSHES_AGAIN_MAX {
+            let detail = "the target misses pages again and again";
+            self.fail(now, AbortCode::Protocol, detail.into());
+            return;
+        }
+        self.root = None;
+        self.flush(now);
     }
 
     fn marked(&mut self, now: Instant, barrier: u32, root: Root) {

@@ -3,6 +3,7 @@
 
 mod handover;
 mod machine;
+mod opening;
 mod rounds;
 
 use std::time::Duration;

@@ -12,7 +12,7 @@ use crate::wire::limits::{BASIS_MAX_RANGES, MISSING_MAX_RUNS, TAIL_MAX_BYTES};
 use crate::wire::{AbortCode, AttemptId, Frame, Offer, RunState, Verdict, Verify};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     Waiting,
     Preparing,
     Receiving,
@@ -31,35 +31,35 @@ enum State {
 /// The machine. See the diagram in [`session`](crate::session).
 #[derive(Debug)]
 pub struct Target {
-    config: Config,
-    state: State,
-    actions: VecDeque<Action>,
-    tail: Vec<(Bytes, u32)>,
-    tail_bytes: u64,
-    last: Option<(Root, u32, u64)>,
+    pub(super) config: Config,
+    pub(super) state: State,
+    pub(super) actions: VecDeque<Action>,
+    pub(super) tail: Vec<(Bytes, u32)>,
+    pub(super) tail_bytes: u64,
+    pub(super) last: Option<(Root, u32, u64)>,
     /// Barrier, root, and pages that did not resolve and have not come again.
-    applied: Option<(u32, Root, u64)>,
+    pub(super) applied: Option<(u32, Root, u64)>,
     /// Digests that the source has announced.
-    basis_ranges: usize,
-    digests: Vec<[u8; 16]>,
-    basis_awaited: bool,
-    basis_agreed: Option<Bytes>,
-    offer: Option<Offer>,
+    pub(super) basis_ranges: usize,
+    pub(super) digests: Vec<[u8; 16]>,
+    pub(super) basis_awaited: bool,
+    pub(super) basis_agreed: Option<Bytes>,
+    pub(super) offer: Option<Offer>,
     /// Missing frames sent, and taken by the source at its last `Final`.
-    missing_sent: u32,
-    missing_taken: u32,
+    pub(super) missing_sent: u32,
+    pub(super) missing_taken: u32,
     /// Runs asked for again, over the whole attempt.
-    missing_runs: u64,
-    run_state: RunState,
-    is_relay: bool,
-    relay_loaded: bool,
-    outcome: Option<Outcome>,
-    refusal: Option<Verdict>,
-    deadline: Option<Instant>,
+    pub(super) missing_runs: u64,
+    pub(super) run_state: RunState,
+    pub(super) is_relay: bool,
+    pub(super) relay_loaded: bool,
+    pub(super) outcome: Option<Outcome>,
+    pub(super) refusal: Option<Verdict>,
+    pub(super) deadline: Option<Instant>,
 }
 
 /// The source answers each step within this.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// QEMU opens its incoming side, and this side's replica is read.
 const PREPARE_MAX: Duration = Duration::from_secs(90);
 /// Runs that may be asked for again in one attempt: a source whose references never resolve is
@@ -275,7 +275,7 @@ impl Target {
         });
     }
 
-    fn answer(&mut self, attempt: AttemptId) {
+    pub(super) fn answer(&mut self, attempt: AttemptId) {
         let verdict = match self.state {
             _ if attempt != self.config.attempt => Verdict::Unknown,
             State::Running => Verdict::Running,
@@ -437,220 +437,13 @@ impl Target {
         }
     }
 
-    fn commit(&mut self, now: Instant, named: (AttemptId, u64, Root), run_state: RunState) {
-        let Some((root, ..)) = self.last else { return };
-        if named != (self.config.attempt, self.config.incarnation, root) {
-            self.refuse(
-                now,
-                AbortCode::Protocol,
-                "Commit names another attempt, process or image".into(),
-            );
-            return;
-        }
-        self.run_state = run_state;
-        self.enter(now, State::Rechecking, Some(ANSWER_MAX));
-        self.act(Action::Recheck);
-    }
-
-    fn rechecked(&mut self, now: Instant, result: Result<(), String>) {
-        let Some((root, ..)) = self.last else { return };
-        match (self.state, result) {
-            (State::Rechecking, Ok(())) => {
-                self.enter(now, State::Committing, None);
-                self.act(Action::Phase(Phase::Commit));
-                self.act(Action::Journal(Mark::Committed {
-                    root,
-                    run_state: self.run_state,
-                }));
-            }
-            (State::Rechecking, Err(detail)) => self.refuse(now, AbortCode::Qemu, detail),
-            _ => {}
-        }
-    }
-
-    fn journaled(&mut self, now: Instant, result: Result<(), String>) {
-        match (self.state, result) {
-            (State::Committing, Ok(())) => {
-                self.enter(now, State::Starting, None);
-                if self.run_state == RunState::Running && !self.config.stay_paused {
-                    self.act(Action::Continue);
-                } else {
-                    self.guest_is_here(now);
-                }
-            }
-            (State::Committing, Err(detail)) => {
-                self.state = State::Rechecking;
-                self.refuse(now, AbortCode::Resources, format!("journal: {detail}"));
-            }
-            (State::Refusing, Ok(())) => {
-                if let Some(verdict) = self.refusal {
-                    let (attempt, epoch) = (self.config.attempt, self.config.epoch);
-                    self.act(Action::Send(Frame::Answer {
-                        attempt,
-                        verdict,
-                        epoch,
-                    }));
-                }
-                self.end_refusal();
-            }
-            // Not durable: the word must not be given.
-            (State::Refusing, Err(detail)) => {
-                tracing::error!(detail, "refusal not durable");
-                self.end_refusal();
-            }
-            (_, Ok(())) => {}
-            (_, Err(detail)) => tracing::warn!(detail, "journal entry not durable"),
-        }
-    }
-
-    fn vm_resumed(&mut self, now: Instant) {
-        match self.state {
-            State::Starting => self.guest_is_here(now),
-            State::Running | State::Refusing | State::Done => {}
-            State::Waiting
-            | State::Preparing
-            | State::Receiving
-            | State::Loading
-            | State::Proving
-            | State::Loaded
-            | State::Rechecking
-            | State::Committing => {
-                // Somebody else ran it: it must not live on beside the source.
-                self.refuse(
-                    now,
-                    AbortCode::Qemu,
-                    "target guest was run before Commit".into(),
-                );
-            }
-        }
-    }
-
-    fn guest_is_here(&mut self, now: Instant) {
-        self.enter(now, State::Running, None);
-        self.act(Action::Send(Frame::Running));
-        self.act(Action::Journal(Mark::Running));
-        self.act(Action::Phase(Phase::Settle));
-    }
-
-    fn never_ran(&mut self, now: Instant, detail: String) {
-        if self.state == State::Starting {
-            self.refusal = Some(Verdict::NeverRan);
-            self.enter(now, State::Refusing, None);
-            self.outcome = Some(Outcome::Stayed {
-                code: AbortCode::Qemu,
-                detail: detail.clone(),
-            });
-            self.act(Action::Journal(Mark::NeverRan(detail)));
-        }
-    }
-
-    fn peer_lost(&mut self, now: Instant, detail: &str) {
-        if self.owns_guest() {
-            self.act(Action::AwaitPeer);
-        } else {
-            self.refuse(
-                now,
-                AbortCode::Link,
-                format!("link to the source lost: {detail}"),
-            );
-        }
-    }
-
-    /// The operator wants to leave. Before Commit that is a refusal; after it the guest is here, or is
-    /// on its way to running, and `resolve` finds out.
-    fn abort(&mut self, now: Instant, detail: String) {
-        match self.state {
-            State::Running => {
-                tracing::warn!("the source has not acknowledged the end: `scaleaway resolve` will");
-                self.finish(Outcome::Arrived);
-            }
-            State::Committing | State::Starting => self.finish(Outcome::Doubt { detail }),
-            State::Waiting
-            | State::Preparing
-            | State::Receiving
-            | State::Loading
-            | State::Proving
-            | State::Loaded
-            | State::Rechecking
-            | State::Refusing
-            | State::Done => self.refuse(now, AbortCode::Operator, detail),
-        }
-    }
-
-    fn vm_failed(&mut self, now: Instant, detail: String) {
-        match self.state {
-            // Whether `cont` ran before QEMU ended cannot be told any more.
-            State::Committing | State::Starting => {
-                self.finish(Outcome::Doubt {
-                    detail: format!("target QEMU failed after Commit was accepted: {detail}"),
-                });
-            }
-            // The guest was here and has ended; the source still has to be told.
-            State::Running => tracing::info!(detail, "target QEMU has ended"),
-            State::Waiting
-            | State::Preparing
-            | State::Receiving
-            | State::Loading
-            | State::Proving
-            | State::Loaded
-            | State::Rechecking
-            | State::Refusing
-            | State::Done => self.refuse(now, AbortCode::Qemu, detail),
-        }
-    }
-
-    /// Before Commit is accepted: durable refusal, then QEMU ends.
-    fn refuse(&mut self, now: Instant, code: AbortCode, detail: String) {
-        if self.owns_guest() || self.state == State::Refusing {
-            return;
-        }
-        tracing::info!(state = ?self.state, detail, "attempt ends");
-        let said_loaded = matches!(self.state, State::Loaded | State::Rechecking);
-        self.refusal = said_loaded.then_some(Verdict::Refused);
-        if self.refusal.is_none() {
-            self.act(Action::Send(Frame::Abort {
-                code,
-                detail: detail.clone(),
-            }));
-        }
-        self.outcome = Some(Outcome::Stayed {
-            code,
-            detail: detail.clone(),
-        });
-        self.enter(now, State::Refusing, None);
-        self.act(Action::Journal(Mark::Refused(detail)));
-    }
-
-    fn end_refusal(&mut self) {
-        self.act(Action::Quit);
-        let outcome = self.outcome.clone().unwrap_or(Outcome::Stayed {
-            code: AbortCode::Operator,
-            detail: "refused".into(),
-        });
-        self.finish(outcome);
-    }
-
-    fn timer(&mut self, now: Instant) {
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
-            self.deadline = None;
-            let detail = format!("no progress in {:?} within its limit", self.state);
-            self.refuse(now, AbortCode::Link, detail);
-        }
-    }
-
-    fn finish(&mut self, outcome: Outcome) {
-        self.act(Action::Done(outcome));
-        self.state = State::Done;
-        self.deadline = None;
-    }
-
-    fn enter(&mut self, now: Instant, state: State, limit: Option<Duration>) {
+    pub(super) fn enter(&mut self, now: Instant, state: State, limit: Option<Duration>) {
         tracing::debug!(from = ?self.state, to = ?state, "target");
         self.state = state;
         self.deadline = limit.map(|limit| now + limit);
     }
 
-    fn act(&mut self, action: Action) {
+    pub(super) fn act(&mut self, action: Action) {
         self.actions.push_back(action);
     }
 }

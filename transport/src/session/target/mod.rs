@@ -1,5 +1,6 @@
 //! The target's side of a session: what it is told, what it does; the machine is in `machine`.
 
+mod handover;
 mod machine;
 
 use bytes::Bytes;
