@@ -15,7 +15,8 @@ use super::{Estimate, scaled};
 
 /// Without an acknowledgement for this long, and four round trips, the path was silent.
 const SILENCE_MIN: Duration = Duration::from_secs(1);
-const INITIAL_WINDOW_PACKETS: u64 = 10;
+/// 46 KB: reaches a link of 100 Mbit/s and 50 ms two round trips earlier than ten packets do.
+const INITIAL_WINDOW_PACKETS: u64 = 32;
 const WINDOW_MIN_PACKETS: u64 = 4;
 /// On top of every Cruise window: acknowledgements cover two packets, batches ten.
 const CRUISE_EXTRA_PACKETS: u64 = 4;
