@@ -5,7 +5,7 @@ mod pages;
 
 use std::hint::black_box;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use bytes::BytesMut;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -78,7 +78,7 @@ fn taken() -> Vec<Taken> {
 }
 
 fn encoder(disable: Disable) -> LaneEncoder {
-    LaneEncoder::new(part(), &KEY, 1, disable).expect("memory for zstd")
+    LaneEncoder::new(part(), &KEY, FIRST_SEQ, disable).expect("memory for zstd")
 }
 
 /// Batches of one class, as a decoder gets them.
@@ -200,6 +200,125 @@ fn decode(criterion: &mut Criterion) {
     }
 }
 
+/// Pages that change in 200 bytes each time they are looked at anew, and what was last sent of them.
+#[derive(Debug)]
+struct Changing {
+    pages: RwLock<Vec<[u8; PAGE_SIZE]>>,
+    sent: RwLock<Vec<[u8; PAGE_SIZE]>>,
+}
+
+impl Changing {
+    fn new(class: &Class) -> Self {
+        let Still(pages) = Still::new(class);
+        Self {
+            sent: RwLock::new(pages.clone()),
+            pages: RwLock::new(pages),
+        }
+    }
+
+    fn change(&self, turn: u8) {
+        let mut pages = self.pages.write().expect("no panic while it is held");
+        pages
+            .iter_mut()
+            .for_each(|page| page[1000..1200].fill(turn));
+    }
+}
+
+impl Contents for Changing {
+    fn read(&self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        let pages = self.pages.read().map_err(|_| io::ErrorKind::Other)?;
+        into.copy_from_slice(&pages[at.page as usize]);
+        Ok(())
+    }
+}
+
+impl Replica for Changing {
+    fn read(&self, at: PageAddress, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        let sent = self.sent.read().map_err(|_| io::ErrorKind::Other)?;
+        into.copy_from_slice(&sent[at.page as usize]);
+        Ok(())
+    }
+
+    fn write(&self, first: PageAddress, contents: &[u8]) -> io::Result<()> {
+        let mut sent = self.sent.write().map_err(|_| io::ErrorKind::Other)?;
+        let places = &mut sent[first.page as usize..];
+        for (place, page) in places.iter_mut().zip(contents.as_chunks().0) {
+            *place = *page;
+        }
+        Ok(())
+    }
+
+    fn zero(&self, _: PageAddress, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What refers to content that the target has: changed pages as deltas, pages of a shared disk image
+/// as known ones, equal pages as copies.
+fn references(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("references");
+    group.throughput(Throughput::Bytes(BATCH_BYTES));
+    let (taken, mut out) = (taken(), BytesMut::with_capacity(1 << 20));
+    for class in &CLASSES[1..] {
+        let pages = Changing::new(class);
+        let sources = Sources {
+            replica: Some(&pages),
+            ..Sources::of(&pages)
+        };
+        let mut encoder = encoder(Disable::default());
+        let mut turn = 0_u8;
+        group.bench_function(format!("delta/{}", class.name), |bencher| {
+            bencher.iter(|| {
+                turn = turn.wrapping_add(1);
+                pages.change(turn);
+                out.clear();
+                encoder
+                    .encode(&taken, &sources, &mut out)
+                    .expect("memory for zstd")
+            });
+        });
+
+        let contents = Still::new(class);
+        let known = KnownTable::new(PAGES as usize);
+        let hasher = PageHasher::new(&KEY);
+        for (number, page) in (0..).zip(&contents.0) {
+            let PageHash(hash) = hasher.hash(page);
+            known.insert(*hash.first_chunk().expect("16 bytes"), number);
+        }
+        let all = Disable {
+            same: true,
+            copy: true,
+            ..Disable::default()
+        };
+        let sources = Sources {
+            known: Some(&known),
+            ..Sources::of(&contents)
+        };
+        let mut encoder = self::encoder(all);
+        group.bench_function(format!("known/{}", class.name), |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                encoder
+                    .encode(&taken, &sources, &mut out)
+                    .expect("memory for zstd")
+            });
+        });
+        let contents = Still(vec![(class.make)(1)]);
+        let mut encoder = self::encoder(Disable {
+            same: true,
+            ..Disable::default()
+        });
+        group.bench_function(format!("copy/{}", class.name), |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                encoder
+                    .encode(&taken, &Sources::of(&contents), &mut out)
+                    .expect("memory for zstd")
+            });
+        });
+    }
+}
+
 /// Root of 1 GiB: from nothing, after a round that touched 1 % of the ranges, and unchanged.
 fn root(criterion: &mut Criterion) {
     let layout = layout(1 << 18);
@@ -256,5 +375,5 @@ fn dirty(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, hash, encode, decode, root, dirty);
+criterion_group!(benches, hash, encode, references, decode, root, dirty);
 criterion_main!(benches);
