@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
-use transport::block::{Layout, Replica};
+use transport::block::{Layout, Replica, Root};
 use transport::quic::Fingerprint;
 use transport::quic::driver::Basis;
+use transport::session::Outcome;
 use transport::store::{Checkpoints, Opening, RangeHashes, ReplicaFile, Role, Settled};
 use transport::wire::AttemptId;
 
@@ -77,10 +78,11 @@ impl Kept {
         })
     }
 
-    /// Notes the end of the attempt; what was written stays, however it ended.
-    pub(crate) fn settle(&self) {
+    /// Notes the end of the attempt, with the root that both sides agreed on when the guest arrived; what
+    /// was written stays, however it ended.
+    pub(crate) fn settle(&self, outcome: &Outcome, root: Option<Root>) {
         let settled = Settled {
-            root: None,
+            root: root.filter(|_| *outcome == Outcome::Arrived),
             now_s: now_s(),
         };
         if let Err(error) = self.replica.settle(&settled) {

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use transport::block::BatchStats;
+use transport::block::{BatchStats, Root};
 use transport::quic::LinkSample;
 use transport::session::Outcome;
 use transport::session::source::Round;
 
+use crate::journal::hex;
 use crate::report::{
     Encodings, Link, PhaseClock, Report, RoundSpan, Udp, anonymous_bytes, cpu_seconds, millis,
     outcome_words,
@@ -32,7 +33,7 @@ pub(crate) struct Tally {
     pub(crate) stats: BatchStats,
     pub(crate) pages_total: Option<u64>,
     pub(crate) dirty_pages_per_s: Option<f64>,
-    pub(crate) root: Option<String>,
+    pub(crate) root: Option<Root>,
     /// zstd levels in the order of their use.
     pub(crate) levels: Vec<i32>,
     /// Main memory is read or written where QEMU has it.
@@ -161,7 +162,7 @@ impl Tally {
             link: self.link(),
             peak_memory_bytes: self.peak_memory_bytes.max(anonymous_bytes()),
             cpu_s: cpu_seconds(),
-            root: self.root.clone(),
+            root: self.root.map(|root| hex(&root.0)),
             levels: (!self.levels.is_empty()).then(|| self.levels.clone()),
             phases: self.phases.finish(now),
         }

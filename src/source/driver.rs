@@ -226,7 +226,7 @@ impl Driver {
             query = next(&mut self.queries) => self.send(query).await,
             event = next(&mut self.lane_events) => match event {
                 LaneEvent::Marked { barrier, root } => {
-                    self.tally.root = Some(crate::journal::hex(&root.0));
+                    self.tally.root = Some(root);
                     self.machine.handle(now(), Input::Marked { barrier, root });
                 }
                 LaneEvent::Failed(detail) => {
@@ -541,7 +541,7 @@ impl Driver {
             self.tally.stats = lanes.counters().stats;
         }
         if let Some(kept) = self.kept.take() {
-            kept.settle();
+            kept.settle(&outcome, self.tally.root);
         }
         self.tally.dirty_pages_per_s = self.machine.dirty_pages_per_s();
         for call in self.hook_calls.drain(..) {

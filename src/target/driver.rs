@@ -277,7 +277,7 @@ impl Driver {
             Fed::Barrier(barrier) => {
                 let Some(lanes) = &self.lanes else { return };
                 let root = lanes.root();
-                self.tally.root = Some(crate::journal::hex(&root.0));
+                self.tally.root = Some(root);
                 self.machine.handle(
                     now(),
                     Input::Applied {
@@ -367,7 +367,7 @@ impl Driver {
         }
         self.leave().await;
         if let Some(kept) = self.kept.take() {
-            kept.settle();
+            kept.settle(&outcome, self.tally.root);
         }
         for call in self.hook_calls.drain(..) {
             crate::hook::finish(Some(call)).await;

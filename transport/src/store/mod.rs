@@ -8,6 +8,7 @@ mod content;
 mod ranges;
 mod replica;
 mod shadow;
+mod threads;
 mod uring;
 mod whole_file;
 

@@ -1,10 +1,10 @@
 //! Hashes of an image by ranges, and the digests by which two hosts find where they agree.
 
 use std::io;
-use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::threads::on_threads;
 use crate::block::{LANES, Layout, PAGE_SIZE, PageAddress, PageHash, PageHasher, RangeSpan};
 
 /// The range of a running number.
@@ -72,15 +72,7 @@ impl RangeHashes {
             }
             Ok(())
         };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut done = work();
-            for other in others {
-                let joined = other.join().unwrap_or_else(|panic| resume_unwind(panic));
-                done = done.and(joined);
-            }
-            done
-        })?;
+        on_threads(threads, work)?;
         Ok(RangeHashes {
             layout: Arc::clone(layout),
             ranges: ranges.into_inner().unwrap_or_else(PoisonError::into_inner),

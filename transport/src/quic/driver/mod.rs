@@ -10,6 +10,7 @@
 //! send buffer can no longer be replaced by a newer version.
 
 mod basis;
+mod effort;
 mod questions;
 mod source;
 mod target;

@@ -1,7 +1,7 @@
 //! The source's lanes: each takes its dirty pages, encodes them when the budget allows, sends.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::BytesMut;
@@ -9,11 +9,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep_until};
 
+use super::effort::Effort;
 use super::{Basis, Workers, lock, per_lane};
 use crate::block::{
     BatchStats, Contents, CopyIndex, DirtySet, Disable, FIRST_SEQ, KnownTable, LANES, LaneCursor,
-    LaneEncoder, Ledger, LevelObservation, PAGE_SIZE, PageAddress, PageHash, PageHasher, PageRun,
-    RANGE_PAGES, Replica, Root, Sources, Taken, approach_level, choose_level,
+    LaneEncoder, Ledger, PageAddress, PageHash, PageHasher, PageRun, RANGE_PAGES, Replica, Root,
+    Sources, Taken,
 };
 use crate::quic::LaneSender;
 use crate::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
@@ -21,12 +22,6 @@ use crate::wire::put_mark;
 
 /// What a lane will roughly add to the flight while it is being encoded.
 const RESERVE_BYTES: u64 = 64 * 1024;
-
-/// Pages that must have been compressed before the level is looked at again: 2 MiB.
-const LOOK_PAGES_MIN: u64 = 512;
-
-/// The link's rate is not known before this.
-const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// How lanes encode.
 #[derive(Debug, Clone)]
@@ -106,15 +101,7 @@ struct Shared {
     applied_bytes: AtomicU64,
     reserved_bytes: AtomicU64,
     stats: Mutex<BatchStats>,
-    began: Instant,
-    level_max: i32,
-    /// zstd level of the next batches.
-    level: AtomicI32,
-    /// Time that workers spent on batches, and the bytes of their pages.
-    encoding_ns: AtomicU64,
-    encoded_bytes: AtomicU64,
-    /// Counters at the last look at the level.
-    looked: Mutex<LaneCounters>,
+    effort: Effort,
     /// Batches that are not acknowledged: sent bytes of the lane at the end of each, and its number.
     unacknowledged: [Mutex<VecDeque<(u64, u32)>>; LANES],
     /// The guest is stopped: nothing may be referred to that a miss would ask for again (S10).
@@ -150,6 +137,7 @@ impl SourceLanes {
             encoder.set_level(settings.level)?;
             Ok(Mutex::new(encoder))
         })?;
+        let effort = Effort::new(settings.level, settings.level_max, workers.count());
         let shared = Arc::new(Shared {
             dirty: dirty.clone(),
             contents: contents.clone(),
@@ -166,12 +154,7 @@ impl SourceLanes {
             applied_bytes: AtomicU64::new(0),
             reserved_bytes: AtomicU64::new(0),
             stats: Mutex::new(BatchStats::default()),
-            began: Instant::now(),
-            level_max: settings.level_max,
-            level: AtomicI32::new(settings.level),
-            encoding_ns: AtomicU64::new(0),
-            encoded_bytes: AtomicU64::new(0),
-            looked: Mutex::default(),
+            effort,
             unacknowledged: std::array::from_fn(|_| Mutex::default()),
             last_round: AtomicBool::new(false),
             barrier: AtomicU32::new(0),
@@ -297,31 +280,8 @@ impl SourceLanes {
     /// Chooses the level for a link that takes so many bytes per second, from what encoding has taken
     /// since the last call. Returns it when it is another one.
     pub fn adapt_level(&self, link_bytes_per_s: u64) -> Option<i32> {
-        let shared = &self.shared;
-        let now = self.counters();
-        let since = now.stats.since(&lock(&shared.looked).stats);
-        let pages = since.literal.pages + since.raw.pages;
-        let is_early = shared.began.elapsed() < LOOK_AFTER;
-        if is_early || pages < LOOK_PAGES_MIN || link_bytes_per_s == 0 {
-            return None;
-        }
-        *lock(&shared.looked) = now;
-        let nanos = shared.encoding_ns.swap(0, Ordering::Relaxed);
-        let encoded = shared.encoded_bytes.swap(0, Ordering::Relaxed);
-        let level = shared.level.load(Ordering::Relaxed);
-        let sent_bytes = since.literal.bytes + since.raw.bytes;
-        let chosen = choose_level(&LevelObservation {
-            level,
-            link_bytes_per_s: as_f64(link_bytes_per_s),
-            core_bytes_per_s: as_f64(encoded) / as_f64(nanos.max(1)) * 1e9,
-            ratio: as_f64(pages * PAGE_SIZE as u64) / as_f64(sent_bytes.max(1)),
-            cores: as_f64(shared.workers.count() as u64),
-            // Time on a crowded core counts as time of the encoder, which is the slower for it.
-            busy_cores: 0.0,
-        });
-        let chosen = approach_level(level, chosen.min(shared.level_max));
-        shared.level.store(chosen, Ordering::Relaxed);
-        (chosen != level).then_some(chosen)
+        let totals = self.counters().stats;
+        self.shared.effort.adapt(link_bytes_per_s, &totals)
     }
 
     /// Totals so far.
@@ -395,11 +355,11 @@ impl Lane {
             let mut out = BytesMut::with_capacity(BATCH_MAX_BYTES / 2);
             let mut encoder = lock(&shared.encoders[lane]);
             let taken: Vec<Taken> = shared.dirty.take(&mut cursor, BATCH_MAX_PAGES);
-            let level = encoder.set_level(shared.level.load(Ordering::Relaxed));
+            let level = encoder.set_level(shared.effort.level());
             let began = Instant::now();
             let encoded = level.and_then(|()| encoder.encode(&taken, &shared.sources(), &mut out));
             if let Ok(stats) = &encoded {
-                shared.count_encoding(stats, began.elapsed());
+                shared.effort.count(stats, began.elapsed());
             }
             let last_seq = encoder.last_seq();
             (cursor, out, encoded, last_seq)
@@ -505,17 +465,6 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    /// Only batches of compressed pages say what compression costs.
-    fn count_encoding(&self, stats: &BatchStats, took: Duration) {
-        let pages = stats.literal.pages + stats.raw.pages;
-        if pages * 2 > stats.pages() {
-            let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-            self.encoding_ns.fetch_add(nanos, Ordering::Relaxed);
-            self.encoded_bytes
-                .fetch_add(pages * PAGE_SIZE as u64, Ordering::Relaxed);
-        }
-    }
-
     /// What an encoder may draw on at this moment.
     fn sources(&self) -> Sources<'_> {
         let may_refer = !self.last_round.load(Ordering::Relaxed);
@@ -533,9 +482,4 @@ impl Shared {
         let parts = std::array::from_fn(|lane| guards[lane].ledger());
         Ledger::root(self.dirty.layout(), &parts, &self.key)
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "estimates need no 53rd bit")]
-fn as_f64(value: u64) -> f64 {
-    value as f64
 }

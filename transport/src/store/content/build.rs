@@ -7,13 +7,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use super::BlockSource;
 use super::index::{BUCKETS, ENTRY_BYTES, Entry, HEAD_BYTES, Stamp, bucket};
 use crate::block::{PAGE_SIZE, PageHasher};
+use crate::store::threads::on_threads;
 
 const PARTS: usize = 64;
 /// Blocks of one read: 1 MiB.
@@ -41,15 +41,7 @@ pub(super) fn build(
     });
     let hasher = PageHasher::new(key);
     let work = || hash_chunks(source, &hasher, &chunks, &parts);
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mut done = work();
-        for other in others {
-            let joined = other.join().unwrap_or_else(|panic| resume_unwind(panic));
-            done = done.and(joined);
-        }
-        done
-    })?;
+    on_threads(threads, work)?;
 
     let draft = path.with_extension(format!("{}.tmp", std::process::id()));
     let written = write_sorted(&draft, stamp, parts).and_then(|()| std::fs::rename(&draft, path));
