@@ -3,23 +3,23 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use qemu_glue::qmp::{Event, EventKind, EventReceiver, MigrationStatus};
 use tokio::sync::{Notify, mpsc};
-use transport::block::{BatchStats, BlockSpec};
-use transport::quic::driver::{LaneEvent, Questions, SourceLanes, Workers, digests};
+use transport::block::BatchStats;
+use transport::quic::driver::{LaneEvent, Questions, SourceLanes, Workers};
 use transport::session::source::{Action, Config, Input, Sample, Source};
 use transport::session::{Outcome, Policy, VmMigration};
-use transport::store::{RangeHashes, Role};
+use transport::store::RangeHashes;
 use transport::wire::{Frame, RunState};
 
 use super::Options;
 use super::act::{VmCommand, run_commands};
+use super::opening::Opened;
 use crate::capture::{Capture, Captured, Image};
 use crate::control::{Command, Request};
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{Entry, Journal};
-use crate::kept::{Kept, Whose};
+use crate::kept::Kept;
 use crate::peer::{Door, Me, Peer, next_frame};
 use crate::progress::{Progress, Snapshot};
 use crate::relay::Spool;
@@ -57,16 +57,6 @@ pub(super) struct Start {
     pub(super) hook: Hook,
 }
 
-/// What `open_kept` brings.
-#[derive(Debug)]
-struct Opened {
-    head: Bytes,
-    blocks: Vec<BlockSpec>,
-    kept: Option<Kept>,
-    hashes: Option<Arc<RangeHashes>>,
-    digests: Vec<[u8; 16]>,
-}
-
 /// One attempt at the source.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -88,7 +78,7 @@ pub(super) struct Driver {
     pub(super) image: Option<Image>,
     /// Keys what this side proves of its replica.
     pub(super) nonce: [u8; 16],
-    opened: Option<mpsc::Receiver<Opened>>,
+    pub(super) opened: Option<mpsc::Receiver<Opened>>,
     pub(super) kept: Option<Kept>,
     pub(super) hashes: Option<Arc<RangeHashes>>,
     pub(super) questions: Option<Questions>,
@@ -332,58 +322,6 @@ impl Driver {
                 total_bytes,
             },
             Captured::Failed(detail) => Input::CaptureFailed(detail),
-        };
-        self.machine.handle(now(), input);
-    }
-
-    /// Opens and hashes what this side has kept, beside the loop: QEMU's stream goes on meanwhile.
-    fn open_kept(&self, head: Bytes, image: &Image) -> mpsc::Receiver<Opened> {
-        let (found, opened) = mpsc::channel(1);
-        let (layout, whose, nonce, key) =
-            (image.layout.clone(), self.whose(), self.nonce, self.secret);
-        tokio::spawn(async move {
-            let blocks = layout.blocks().to_vec();
-            let kept = tokio::task::spawn_blocking(move || Kept::open(&whose?, &layout));
-            let kept = kept.await.ok().flatten();
-            let hashes = match &kept {
-                Some(kept) => kept.hash(key).await.ok().flatten(),
-                None => None,
-            };
-            let digests = hashes
-                .as_ref()
-                .map_or(Vec::new(), |hashes| digests(hashes, &nonce, &key));
-            let opened = Opened {
-                head,
-                blocks,
-                kept,
-                hashes,
-                digests,
-            };
-            if found.send(opened).await.is_err() {
-                tracing::debug!("the session has ended");
-            }
-        });
-        opened
-    }
-
-    fn whose(&self) -> Option<Whose> {
-        Some(Whose {
-            state: self.options.state.clone(),
-            vm: self.me.vm.clone(),
-            peer: self.peer.as_ref()?.connection.peer(),
-            role: Role::Source,
-            attempt: self.me.attempt,
-        })
-    }
-
-    fn opened(&mut self, opened: Opened) {
-        self.opened = None;
-        self.kept = opened.kept;
-        self.hashes = opened.hashes;
-        let input = Input::Head {
-            head: opened.head,
-            blocks: opened.blocks,
-            basis: opened.digests,
         };
         self.machine.handle(now(), input);
     }

@@ -9,6 +9,7 @@
 mod act;
 mod budget;
 mod driver;
+mod opening;
 
 use std::path::PathBuf;
 use std::time::Duration;
