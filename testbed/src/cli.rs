@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 
-use crate::arm::{QEMU_ARMS, STAGES};
+use crate::arm::{QEMU_ARMS, STAGES, VARIANTS};
 use crate::link_run;
 use crate::progress::Progress;
 use crate::report::{Folder, Results, table, write_page};
@@ -45,6 +45,12 @@ enum Verb {
         /// Length of the guest's stay at the client, where the scenario is its way back.
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..100_000))]
         stay: Option<u32>,
+        /// The longest downtime that all arms are asked for, instead of the scenario's.
+        #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..1_000_000))]
+        downtime: Option<u64>,
+        /// A word for the product's `send`; may be given again.
+        #[arg(long = "send-flag", value_name = "WORD", allow_hyphen_values = true)]
+        send_flags: Vec<String>,
         /// Write the report of the only scenario here as well.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
@@ -85,6 +91,8 @@ impl Verb {
                 keep,
                 resume,
                 stay,
+                downtime,
+                send_flags,
                 report,
             } => {
                 if report.is_some() && names.len() > 1 {
@@ -99,6 +107,9 @@ impl Verb {
                     repeat,
                     keep,
                     stay,
+                    downtime_ms: downtime,
+                    send_flags,
+                    trace: false,
                     folder,
                 };
                 run_all(&names, &options, report.as_deref())
@@ -226,6 +237,9 @@ fn list() -> anyhow::Result<()> {
         "arms\n  scaleaway, scaleaway-no-STAGE for {}",
         STAGES.join(" ")
     );
+    for (variant, flags) in VARIANTS {
+        println!("  scaleaway-{variant}: send {}", flags.join(" "));
+    }
     for (name, _, _) in QEMU_ARMS {
         println!("  {name}, {name}-cubic");
     }

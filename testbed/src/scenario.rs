@@ -55,6 +55,10 @@ pub struct Scenario {
     pub past: Past,
     /// Whether the target has the guest's disk image, and shares what stands on it.
     pub known: bool,
+    /// The longest downtime, which all arms are asked for.
+    pub downtime_ms: u64,
+    /// More words for the product's `send`.
+    pub send_flags: Vec<String>,
     /// Arms when none are asked for.
     pub arms: Vec<Arm>,
 }
@@ -69,9 +73,17 @@ struct Family {
     arms: Vec<String>,
     #[serde(default)]
     known: bool,
+    #[serde(default = "default_downtime")]
+    downtime_ms: u64,
+    #[serde(default)]
+    send_flags: Vec<String>,
     guest: Machine,
     #[serde(default)]
     past: Past,
+}
+
+fn default_downtime() -> u64 {
+    300
 }
 
 impl Scenario {
@@ -111,6 +123,8 @@ impl Scenario {
             machine: family.guest,
             past: family.past,
             known: family.known,
+            downtime_ms: family.downtime_ms,
+            send_flags: family.send_flags,
             arms,
         })
     }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use testbed::arm::native::{self, Method};
+use testbed::arm::native::{self, Ends, Method};
 use testbed::clock;
 use testbed::guest::{Guest, Image, Machine, Network, Place, Ram, State, compare};
 use testbed::progress::Progress;
@@ -52,7 +52,11 @@ fn moved(name: &str, machine: &Machine, method: Method) -> anyhow::Result<(Guest
     // Like -S: the target stays paused when it has loaded.
     target.monitor().execute("stop", &serde_json::json!({}))?;
     let uri = format!("unix:{}", folder.0.join("migration.sock").display());
-    native::start(&source, &target, method, &uri, &uri)?;
+    let ends = Ends {
+        listen: &uri,
+        dial: &uri,
+    };
+    native::start(&source, &target, method, &ends, 300)?;
     clock::wait_until("the migration", Duration::from_secs(60), || {
         native::check(&source)?;
         let loaded = target.monitor().run_state()? == "paused";

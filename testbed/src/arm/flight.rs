@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::native::{self, DOWNTIME_MS, Method};
+use super::native::{self, Ends, Method};
 use super::ssh::Tunnel;
 use super::{Arm, Congestion};
 use crate::clock;
@@ -24,8 +25,20 @@ const MIGRATION_PORT: u16 = 4444;
 const STATE_DIR: &str = "state";
 /// UDP port of the product.
 const PRODUCT_PORT: u16 = 7117;
-/// From the target's RESUME to the end of the source's part.
-const FINISH_MAX: Duration = Duration::from_secs(20);
+/// The product's record of a migration, at the source.
+pub(crate) const TRACE: &str = "trace.jsonl";
+
+/// What every arm of a run is asked for.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Asked {
+    /// The longest downtime.
+    pub downtime_ms: u64,
+    /// More words for the product's `send`.
+    pub send_flags: Vec<String>,
+    /// The product writes down what it sees and decides on the way.
+    #[serde(skip)]
+    pub trace: bool,
+}
 
 /// Both ends of a migration.
 #[derive(Debug)]
@@ -34,6 +47,8 @@ pub struct Sides<'a> {
     pub lab: &'a Lab,
     /// Which way the guest goes.
     pub way: Way,
+    /// What the arm is asked for.
+    pub asked: &'a Asked,
     /// The guest.
     pub source: &'a Guest,
     /// The QEMU that waits for it.
@@ -87,8 +102,8 @@ pub enum Flight {
     },
     /// The product's.
     Product {
-        /// `send --disable`.
-        disabled: Option<String>,
+        /// The arm's words for `send`.
+        flags: Vec<String>,
         /// At the target.
         receive: Running,
         /// At the source, once it is started.
@@ -125,8 +140,8 @@ impl Flight {
                     switched: false,
                 })
             }
-            Arm::Scaleaway { disabled } => Ok(Self::Product {
-                disabled: disabled.clone(),
+            Arm::Scaleaway { flags, .. } => Ok(Self::Product {
+                flags: flags.clone(),
                 receive: receive(sides)?,
                 send: None,
             }),
@@ -147,17 +162,25 @@ impl Flight {
                     sides.way.target_address()
                 };
                 let dial = format!("tcp:{host}:{MIGRATION_PORT}");
-                native::start(sides.source, sides.target, *method, &listen, &dial)
+                let ends = Ends {
+                    listen: &listen,
+                    dial: &dial,
+                };
+                let downtime_ms = sides.asked.downtime_ms;
+                native::start(sides.source, sides.target, *method, &ends, downtime_ms)
             }
-            Self::Product { disabled, send, .. } => {
+            Self::Product { flags, send, .. } => {
                 let [(source, _), (_, peer)] = sides.way.ends(sides.lab);
                 let to = format!("{}:{PRODUCT_PORT}", sides.way.target_address());
                 let mut arguments = words(&["--to", &to, "--peer", peer]);
-                arguments.extend(words(&["--downtime", &DOWNTIME_MS.to_string()]));
-                if let Some(stage) = disabled {
-                    arguments.extend(words(&["--disable", stage]));
-                }
+                arguments.extend(words(&["--downtime", &sides.asked.downtime_ms.to_string()]));
                 arguments.extend(role_arguments(sides.source, &sides.hook));
+                if sides.asked.trace {
+                    let trace = private(TRACE).display().to_string();
+                    arguments.extend(words(&["--trace", &trace]));
+                }
+                arguments.extend(flags.iter().cloned());
+                arguments.extend(sides.asked.send_flags.iter().cloned());
                 let log = source.outside(&private("send.log"));
                 *send = Some(at(source)?.start("send", &arguments, &log)?);
                 Ok(())
@@ -211,14 +234,15 @@ impl Flight {
         }
     }
 
-    /// After the target's RESUME: waits for the source's part; the product's report.
+    /// After the target's RESUME: waits for the source's part, no longer than `limit`; the product's
+    /// report.
     ///
     /// # Errors
     /// When an end does not come to its end.
-    pub fn finish(&mut self, sides: &Sides<'_>) -> anyhow::Result<Option<Value>> {
+    pub fn finish(&mut self, sides: &Sides<'_>, limit: Duration) -> anyhow::Result<Option<Value>> {
         match self {
             Self::Native { .. } => {
-                clock::wait_until("the source's end of the migration", FINISH_MAX, || {
+                clock::wait_until("the source's end of the migration", limit, || {
                     native::check(sides.source)?;
                     let status = sides.source.monitor().migration_status()?;
                     Ok((status == "completed").then_some(()))
@@ -228,7 +252,7 @@ impl Flight {
             Self::Product { receive, send, .. } => {
                 let send = send.as_mut().context("it was not started")?;
                 for running in [send, receive] {
-                    let code = running.wait(FINISH_MAX)?;
+                    let code = running.wait(limit)?;
                     if code != 0 {
                         bail!("it ended with {code}: {}", last_line(running));
                     }

@@ -9,7 +9,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 
-pub use flight::{Flight, Sides, Way};
+pub(crate) use flight::TRACE;
+pub use flight::{Asked, Flight, Sides, Way};
 pub use ssh::Tunnel;
 
 use native::Method;
@@ -36,10 +37,12 @@ impl Congestion {
 /// One arm of a comparison.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Arm {
-    /// The product, with a stage switched off or whole.
+    /// The product.
     Scaleaway {
-        /// Given to `send --disable`.
-        disabled: Option<String>,
+        /// What follows `scaleaway-` in its name; `None` for the product as it comes.
+        variant: Option<String>,
+        /// What its `send` is given beyond the usual.
+        flags: Vec<String>,
     },
     /// QEMU's own migration.
     Qemu {
@@ -53,8 +56,8 @@ pub enum Arm {
 }
 
 impl Arm {
-    /// Whether the guest runs at the target before all its pages are there.
-    pub fn is_postcopy(&self) -> bool {
+    /// Whether QEMU runs the guest at the target before all its pages are there.
+    pub fn is_qemu_postcopy(&self) -> bool {
         matches!(
             self,
             Self::Qemu {
@@ -64,6 +67,15 @@ impl Arm {
         )
     }
 }
+
+/// `scaleaway-NAME`: the product with more words for `send`.
+pub const VARIANTS: [(&str, &[&str]); 5] = [
+    ("yield", &["--yield"]),
+    ("wait", &["--when-stuck", "wait"]),
+    ("throttle", &["--when-stuck", "throttle"]),
+    ("force", &["--when-stuck", "force"]),
+    ("postcopy", &["--when-stuck", "post-copy"]),
+];
 
 /// What `scaleaway-no-STAGE` can go without.
 pub const STAGES: [&str; 7] = ["same", "zero", "copy", "known", "delta", "literal", "raw"];
@@ -82,14 +94,15 @@ impl FromStr for Arm {
 
     fn from_str(name: &str) -> anyhow::Result<Self> {
         if name == "scaleaway" {
-            return Ok(Self::Scaleaway { disabled: None });
-        }
-        if let Some(stage) = name.strip_prefix("scaleaway-no-") {
-            if !STAGES.contains(&stage) {
-                bail!("no stage {stage}; there are {}", STAGES.join(", "));
-            }
             return Ok(Self::Scaleaway {
-                disabled: Some(stage.to_owned()),
+                variant: None,
+                flags: Vec::new(),
+            });
+        }
+        if let Some(variant) = name.strip_prefix("scaleaway-") {
+            return Ok(Self::Scaleaway {
+                variant: Some(variant.to_owned()),
+                flags: flags(variant)?,
             });
         }
         if !name.starts_with("qemu-") {
@@ -112,13 +125,29 @@ impl FromStr for Arm {
     }
 }
 
+/// What `send` is given for a variant of the product.
+fn flags(variant: &str) -> anyhow::Result<Vec<String>> {
+    if let Some(stage) = variant.strip_prefix("no-") {
+        if !STAGES.contains(&stage) {
+            bail!("no stage {stage}; there are {}", STAGES.join(", "));
+        }
+        return Ok(vec!["--disable".to_owned(), stage.to_owned()]);
+    }
+    let (_, flags) = VARIANTS
+        .into_iter()
+        .find(|(known, _)| *known == variant)
+        .with_context(|| format!("no arm scaleaway-{variant}: see `testbed list`"))?;
+    Ok(flags.iter().map(|flag| (*flag).to_owned()).collect())
+}
+
 impl fmt::Display for Arm {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Scaleaway { disabled: None } => formatter.write_str("scaleaway"),
+            Self::Scaleaway { variant: None, .. } => formatter.write_str("scaleaway"),
             Self::Scaleaway {
-                disabled: Some(stage),
-            } => write!(formatter, "scaleaway-no-{stage}"),
+                variant: Some(variant),
+                ..
+            } => write!(formatter, "scaleaway-{variant}"),
             Self::Qemu {
                 method,
                 through_ssh,
@@ -147,14 +176,32 @@ mod tests {
     fn names() {
         let mut names = vec!["scaleaway".to_owned()];
         names.extend(STAGES.map(|stage| format!("scaleaway-no-{stage}")));
+        names.extend(VARIANTS.map(|(variant, _)| format!("scaleaway-{variant}")));
         for (name, _, _) in QEMU_ARMS {
             names.extend([name.to_owned(), format!("{name}-cubic")]);
         }
         for name in names {
             assert_eq!(name.parse::<Arm>().unwrap().to_string(), name);
         }
-        for wrong in ["scaleaway2", "scaleaway-no-page", "qemu-fast"] {
+        for wrong in [
+            "scaleaway2",
+            "scaleaway-no-page",
+            "scaleaway-fast",
+            "qemu-fast",
+        ] {
             assert!(wrong.parse::<Arm>().is_err(), "{wrong}");
         }
+    }
+
+    /// A variant is no more than its words for `send`.
+    #[test]
+    fn words_of_variants() {
+        let flags = |name: &str| match name.parse::<Arm>().unwrap() {
+            Arm::Scaleaway { flags, .. } => flags.join(" "),
+            Arm::Qemu { .. } => panic!("{name} is no arm of the product"),
+        };
+        assert_eq!(flags("scaleaway"), "");
+        assert_eq!(flags("scaleaway-no-delta"), "--disable delta");
+        assert_eq!(flags("scaleaway-postcopy"), "--when-stuck post-copy");
     }
 }

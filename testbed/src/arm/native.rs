@@ -5,8 +5,6 @@ use serde_json::json;
 
 use crate::guest::Guest;
 
-/// What the product and QEMU are both asked for.
-pub const DOWNTIME_MS: u64 = 300;
 /// More than any link has.
 const BANDWIDTH_MAX: u64 = 1 << 40;
 const MULTIFD_CHANNELS: u32 = 4;
@@ -27,8 +25,16 @@ pub enum Method {
     PostcopyPreempt,
 }
 
-/// Starts a migration. `listen` is what target QEMU listens on and `dial` what source QEMU dials;
-/// they differ when something stands between.
+/// Where both QEMUs meet; the two differ when something stands between.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends<'a> {
+    /// What target QEMU listens on.
+    pub listen: &'a str,
+    /// What source QEMU dials.
+    pub dial: &'a str,
+}
+
+/// Starts a migration.
 ///
 /// # Errors
 /// When QEMU refuses.
@@ -36,17 +42,19 @@ pub fn start(
     source: &Guest,
     target: &Guest,
     method: Method,
-    listen: &str,
-    dial: &str,
+    ends: &Ends<'_>,
+    downtime_ms: u64,
 ) -> anyhow::Result<()> {
     for guest in [source, target] {
         let capabilities = [
             ("multifd", method == Method::MultifdZstd),
             ("xbzrle", method == Method::Xbzrle),
+            ("postcopy-ram", method == Method::PostcopyPreempt),
+            ("postcopy-preempt", method == Method::PostcopyPreempt),
         ];
         let mut parameters = json!({
             "max-bandwidth": BANDWIDTH_MAX,
-            "downtime-limit": DOWNTIME_MS,
+            "downtime-limit": downtime_ms,
         });
         match method {
             Method::Plain | Method::PostcopyPreempt => {}
@@ -64,10 +72,10 @@ pub fn start(
     }
     target
         .monitor()
-        .execute("migrate-incoming", &json!({ "uri": listen }))?;
+        .execute("migrate-incoming", &json!({ "uri": ends.listen }))?;
     source
         .monitor()
-        .execute("migrate", &json!({ "uri": dial }))?;
+        .execute("migrate", &json!({ "uri": ends.dial }))?;
     Ok(())
 }
 

@@ -117,6 +117,7 @@ pub fn run(
         scenario,
         link: link_json,
         guest: Value::Null,
+        asked: Value::Null,
         runs: Vec::new(),
     };
     let arms = asked_arms(options)?;

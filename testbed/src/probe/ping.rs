@@ -16,6 +16,9 @@ use crate::host::{Host, HostProcess};
 const REPLIES_MAX: usize = 1_000_000;
 /// A ping counts as lost only if its answer had so long to come.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// An answer that takes longer is of no use to its user: a guest that answers everything seconds
+/// late is out of service as one that is silent.
+const TIMELY: Duration = Duration::from_secs(1);
 
 /// A running `ping`.
 #[derive(Debug)]
@@ -54,9 +57,14 @@ pub struct PingStats {
     pub sent: u64,
     /// Of those, never answered.
     pub lost: u64,
+    /// Of those, answered after more than a second.
+    pub late: u64,
     /// Longest time between two answers that arrived in the span, less one interval; None with
     /// fewer than two.
     pub longest_gap_ms: Option<f64>,
+    /// The same without late answers, up to the last ping that had time to be answered; None
+    /// without any in time.
+    pub outage_ms: Option<f64>,
     /// Median round trip.
     pub rtt_p50_ms: Option<f64>,
     /// 95th percentile.
@@ -129,7 +137,9 @@ impl PingLog {
         PingStats {
             sent,
             lost,
+            late: count(rtts.iter().filter(|rtt| !is_timely(**rtt)).count()),
             longest_gap_ms: self.longest_gap_us(from_us, to_us).map(to_ms),
+            outage_ms: self.outage_us(from_us, to_us).map(to_ms),
             rtt_p50_ms: percentile(&rtts, 50).map(to_ms),
             rtt_p95_ms: percentile(&rtts, 95).map(to_ms),
         }
@@ -174,16 +184,45 @@ impl PingLog {
     }
 
     fn longest_gap_us(&self, from_us: u64, to_us: u64) -> Option<u64> {
+        self.gap_us(&self.arrivals(from_us, to_us, |_| true))
+    }
+
+    fn outage_us(&self, from_us: u64, to_us: u64) -> Option<u64> {
+        let mut arrivals = self.arrivals(from_us, to_us, is_timely);
+        // An outage that was not over when nobody looked any more.
+        let patience = u64::try_from(TIMELY.as_micros()).unwrap_or(u64::MAX);
+        let end_us = to_us.min(self.stopped_us.saturating_sub(patience));
+        if arrivals.last()? < &end_us {
+            arrivals.push(end_us);
+        }
+        self.gap_us(&arrivals)
+    }
+
+    /// When answers arrived, in order.
+    fn arrivals(&self, from_us: u64, to_us: u64, counts: fn(u64) -> bool) -> Vec<u64> {
         let mut arrivals: Vec<u64> = self
             .replies
             .values()
+            .filter(|reply| counts(reply.rtt_us))
             .map(|reply| reply.sent_us + reply.rtt_us)
             .filter(|at_us| (from_us..to_us).contains(at_us))
             .collect();
         arrivals.sort_unstable();
+        arrivals
+    }
+
+    fn gap_us(&self, arrivals: &[u64]) -> Option<u64> {
         let longest = arrivals.windows(2).map(|pair| pair[1] - pair[0]).max()?;
         Some(longest.saturating_sub(self.interval_us))
     }
+}
+
+fn is_timely(rtt_us: u64) -> bool {
+    u128::from(rtt_us) <= TIMELY.as_micros()
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
 }
 
 fn read(output: impl BufRead) -> PingLog {
@@ -333,5 +372,32 @@ mod tests {
             "unanswered, but without time to be"
         );
         assert_eq!(PingLog::default().span(0, 1), PingStats::default());
+    }
+    /// A guest that answers all, but for three seconds 1.5 s late, was out for three seconds; and
+    /// one that never came back was out to the end.
+    #[test]
+    fn late_answers_are_an_outage() {
+        let mut log = PingLog {
+            interval_us: 100_000,
+            sent: 100,
+            stopped_us: 11_000_000,
+            ..PingLog::default()
+        };
+        for number in 1..=100 {
+            let rtt_us = match (21..=50).contains(&number) {
+                true => 1_500_000,
+                false => 1_000,
+            };
+            let sent_us = number * 100_000;
+            log.replies.insert(number, Reply { sent_us, rtt_us });
+        }
+        let all = log.span(0, 10_100_000);
+        assert_eq!((all.lost, all.late), (0, 30));
+        assert_eq!(all.longest_gap_ms, Some(1499.0));
+        assert_eq!(all.outage_ms, Some(3000.0));
+        log.replies.retain(|number, _| *number <= 50);
+        let silent = log.span(0, 10_100_000);
+        // From the last timely answer at 2.001 s to the last that had its second.
+        assert_eq!(silent.outage_ms, Some(7899.0));
     }
 }

@@ -30,6 +30,9 @@ pub struct Document<R> {
     pub link: Value,
     /// All parameters of the guest.
     pub guest: Value,
+    /// What every arm was asked for: `downtime_ms`, and `send_flags` for the product.
+    #[serde(default)]
+    pub asked: Value,
     /// In the order in which they ran.
     pub runs: Vec<R>,
 }
@@ -79,6 +82,13 @@ pub struct MigrationRun {
     pub queue_drops: Option<u64>,
     /// Longest time without an answer to the user's pings, less one interval.
     pub ping_outage_ms: Option<f64>,
+    /// The same, but an answer that took more than a second is none: after post-copy a guest may
+    /// answer everything seconds late.
+    #[serde(default)]
+    pub outage_ms: Option<f64>,
+    /// Pings that were answered after more than a second.
+    #[serde(default)]
+    pub ping_late: Option<u64>,
     /// The user's pings that were never answered.
     pub ping_lost: Option<u64>,
     /// 95th percentile of the ping's time during the move, less its median before.
@@ -112,6 +122,8 @@ pub(crate) fn example() -> MigrationRun {
         wire_bytes_delivered: Some(924_000_000),
         queue_drops: Some(887),
         ping_outage_ms: Some(851.0),
+        outage_ms: Some(851.0),
+        ping_late: Some(0),
         ping_lost: Some(32),
         ping_added_p95_ms: Some(14.25),
         guest_writes_share: Some(0.85),

@@ -47,6 +47,14 @@ pub fn table(runs: &[MigrationRun]) -> String {
         text.push_str("  which makes it easier to move\n");
     }
     for run in runs {
+        if let (Some(late), Some(outage)) = (run.ping_late.filter(|late| *late > 0), run.outage_ms)
+        {
+            text.push_str(&format!(
+                "{} {}: {late} pings were answered after more than a second; without them the \
+                 outage is {outage:.0} ms\n",
+                run.arm, run.repeat
+            ));
+        }
         if let Some(reason) = &run.reason {
             text.push_str(&format!("{} {}: {reason}\n", run.arm, run.repeat));
         }
@@ -100,6 +108,8 @@ mod tests {
             outcome: Outcome::NotArrived,
             total_ms: None,
             guest_writes_share: Some(1.0),
+            outage_ms: Some(5100.0),
+            ping_late: Some(170),
             reason: Some("180 s are over".to_owned()),
             ..example()
         };
@@ -112,6 +122,11 @@ mod tests {
         );
         assert!(lines[2].contains("not arrived        -"));
         assert!(lines[3].starts_with("* the guest was slowed"));
-        assert_eq!(lines[5], "scaleaway 1: 180 s are over");
+        assert_eq!(
+            lines[5],
+            "scaleaway 1: 170 pings were answered after more than a second; without them the outage \
+             is 5100 ms"
+        );
+        assert_eq!(lines[6], "scaleaway 1: 180 s are over");
     }
 }

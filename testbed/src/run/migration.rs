@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::figures;
 use super::watch::{Seen, Watch};
-use crate::arm::{Arm, Flight, Sides};
+use crate::arm::{Arm, Asked, Flight, Sides, TRACE};
 use crate::clock;
 use crate::guest::{Files, GUEST_MAC, Guest, Image, Network, Place, State};
 use crate::lab::Lab;
@@ -33,12 +33,15 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// For a link that needs two minutes for the guest's first pass alone.
 const LIMIT_SLOW_LINK: Duration = Duration::from_secs(600);
 const SLOW_LINK: &str = "dsl-20m";
+/// From the target's RESUME to the end of the source's part, where no pages are left to move.
+const FINISH_MIN: Duration = Duration::from_secs(20);
 
 /// What a run is made of.
 #[derive(Debug)]
 pub(super) struct Setting<'a> {
     pub(super) scenario: &'a Scenario,
     pub(super) arm: &'a Arm,
+    pub(super) asked: &'a Asked,
     pub(super) repeat: u32,
     /// Which run of how many.
     pub(super) place: (usize, usize),
@@ -120,6 +123,7 @@ fn in_lab(
     let sides = Sides {
         lab,
         way: setting.scenario.way(),
+        asked: setting.asked,
         stores: setting.stores,
         known: setting.scenario.known.then_some(disk.as_path()),
         source: &source,
@@ -196,7 +200,9 @@ fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen) -> MigrationRun {
         wire_bytes_background: None,
         wire_bytes_delivered: None,
         queue_drops: None,
-        ping_outage_ms: seen.outage_ms,
+        ping_outage_ms: seen.longest_gap_ms,
+        outage_ms: seen.outage_ms,
+        ping_late: seen.late,
         ping_lost: seen.lost,
         ping_added_p95_ms: seen.added_p95_ms,
         guest_writes_share: None,
@@ -300,10 +306,16 @@ fn fly(
         .monitor()
         .wait_event("STOP", started_us, Duration::ZERO);
     ended.stopped_us = stop.map(|event| event.at_us);
-    match flight.finish(sides) {
+    // After post-copy the last pages are still to come.
+    let left = limit.saturating_sub(began.elapsed()).max(FINISH_MIN);
+    match flight.finish(sides, left) {
         Ok(report) => {
+            let moved_after = report
+                .as_ref()
+                .is_some_and(|report| report["post_copy"].is_object());
             ended.report = report;
-            ended.completed_us = setting.arm.is_postcopy().then(clock::epoch_us);
+            ended.completed_us =
+                (setting.arm.is_qemu_postcopy() || moved_after).then(clock::epoch_us);
         }
         Err(error) => ended.reason = Some(format!("it arrived, but: {error:#}")),
     }
@@ -321,7 +333,11 @@ fn keep_logs(lab: &Lab, to: &Path) -> anyhow::Result<()> {
             };
             for entry in entries.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if name.ends_with(".log") || name == "log" || name.ends_with(".json") {
+                if name.ends_with(".log")
+                    || name == "log"
+                    || name.ends_with(".json")
+                    || name == TRACE
+                {
                     fs::create_dir_all(to)?;
                     let part = if folder.is_empty() { "" } else { "-" };
                     fs::copy(

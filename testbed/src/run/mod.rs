@@ -7,7 +7,7 @@ mod watch;
 use anyhow::{Context, ensure};
 use serde_json::json;
 
-use crate::arm::Arm;
+use crate::arm::{Arm, Asked};
 use crate::guest::{Image, State};
 use crate::lab::{Lab, LabOptions};
 use crate::progress::Progress;
@@ -27,6 +27,12 @@ pub struct Options {
     pub keep: bool,
     /// Another length of the guest's stay at the client, in seconds.
     pub stay: Option<u32>,
+    /// Another downtime than the scenario's, in milliseconds.
+    pub downtime_ms: Option<u64>,
+    /// Words for the product's `send`, after those of scenario and arm.
+    pub send_flags: Vec<String>,
+    /// The product writes down what it sees and decides on the way.
+    pub trace: bool,
     /// Where results go; runs that are finished there are taken over.
     pub folder: Folder,
 }
@@ -41,6 +47,7 @@ pub fn migration(
     progress: &Progress,
 ) -> anyhow::Result<Document<MigrationRun>> {
     let arms = asked_arms(scenario, options)?;
+    let asked = asked(scenario, options);
     let folder = options.folder.part(&scenario.name)?;
     let image = Image::ready(progress)?;
     let (machine, past) = (&scenario.machine, &scenario.past);
@@ -59,6 +66,7 @@ pub fn migration(
         scenario: scenario.name.clone(),
         link: link_json(scenario)?,
         guest: guest_json(scenario)?,
+        asked: serde_json::to_value(&asked)?,
         // Arms that an earlier call ran and this one does not.
         runs: folder.others(&arms)?,
     };
@@ -67,6 +75,12 @@ pub fn migration(
             (&earlier.guest, &earlier.link) == (&document.guest, &document.link),
             "{} holds runs of another guest or link",
             folder.path().display()
+        );
+        ensure!(
+            earlier.asked.is_null() || earlier.asked == document.asked,
+            "{} holds runs that were asked for {}",
+            folder.path().display(),
+            earlier.asked
         );
     }
     let all = arms.len() * usize::try_from(options.repeat)?;
@@ -83,6 +97,7 @@ pub fn migration(
             let setting = migration::Setting {
                 scenario,
                 arm,
+                asked: &asked,
                 repeat,
                 place: (place, all),
                 image: &image,
@@ -108,6 +123,15 @@ fn asked_arms(scenario: &Scenario, options: &Options) -> anyhow::Result<Vec<Arm>
         return Ok(scenario.arms.clone());
     }
     options.arms.iter().map(|name| name.parse()).collect()
+}
+
+fn asked(scenario: &Scenario, options: &Options) -> Asked {
+    let send_flags = [&scenario.send_flags[..], &options.send_flags[..]].concat();
+    Asked {
+        downtime_ms: options.downtime_ms.unwrap_or(scenario.downtime_ms),
+        send_flags,
+        trace: options.trace,
+    }
 }
 
 /// Whether every run ended with the guest at the target and nothing wrong in it.

@@ -33,7 +33,11 @@ pub(super) struct Watched {
 /// Figures for the report.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Seen {
+    /// Between two answers, late ones too.
+    pub(super) longest_gap_ms: Option<f64>,
+    /// Between two answers in good time.
     pub(super) outage_ms: Option<f64>,
+    pub(super) late: Option<u64>,
     pub(super) lost: Option<u64>,
     pub(super) added_p95_ms: Option<f64>,
     pub(super) resets: Option<u64>,
@@ -80,7 +84,9 @@ impl Watched {
             .zip(before.rtt_p50_ms)
             .map(|(p95, p50)| p95 - p50);
         Seen {
-            outage_ms: whole.longest_gap_ms,
+            longest_gap_ms: whole.longest_gap_ms,
+            outage_ms: whole.outage_ms,
+            late: (whole.sent > 0).then_some(whole.late),
             lost: (whole.sent > 0).then_some(whole.lost),
             added_p95_ms: added,
             resets: (self.counter.samples.len() > 1)

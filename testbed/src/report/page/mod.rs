@@ -107,6 +107,7 @@ mod tests {
             scenario: "dirty8/wan-100m".to_owned(),
             link: serde_json::json!({ "name": "wan-100m", "rate_bps": 100_000_000 }),
             guest: serde_json::json!({ "memory_mib": 1024 }),
+            asked: serde_json::json!({ "downtime_ms": 300, "send_flags": [] }),
             runs: vec![
                 example(),
                 MigrationRun {
@@ -128,6 +129,7 @@ mod tests {
                 scenario: "link/wan-100m".to_owned(),
                 link: document.link.clone(),
                 guest: Value::Null,
+                asked: Value::Null,
                 runs: Vec::new(),
             }
         };
