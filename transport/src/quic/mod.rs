@@ -20,6 +20,7 @@ mod streams;
 mod tls;
 mod tuning;
 
+pub use congestion::{Mode, Shaping, YIELD_QUEUEING};
 pub use connection::{Connection, LinkSample};
 pub use endpoint::Endpoint;
 pub use error::{CloseCode, QuicError};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::congestion::ScaleawayConfig;
+use super::congestion::{ScaleawayConfig, Shaping};
 use crate::block::LANES;
 
 /// One bulk stream cannot go faster than this per round trip: eight of them give 1.3 Gbit/s at
@@ -92,6 +92,8 @@ pub struct Tuning {
     pub protocol: Protocol,
     /// Congestion controller. Default: ours.
     pub controller: Controller,
+    /// Mode and limits of our controller; keep a clone to change them later. Default: fills, no cap.
+    pub shaping: Shaping,
     /// Silence after which a connection is dead. Default 15 s: above that the session layer
     /// resumes faster than QUIC, whose probes back off without a limit.
     pub idle_timeout: Duration,
@@ -105,6 +107,7 @@ impl Default for Tuning {
         Self {
             protocol: Protocol::Migration,
             controller: Controller::Scaleaway,
+            shaping: Shaping::default(),
             idle_timeout: Duration::from_secs(15),
             socket_buffer_bytes: 4 << 20,
         }
@@ -134,7 +137,9 @@ impl Tuning {
             .datagram_receive_buffer_size(None);
         match self.controller {
             Controller::Scaleaway => {
-                config.congestion_controller_factory(Arc::new(ScaleawayConfig::default()))
+                config.congestion_controller_factory(Arc::new(ScaleawayConfig {
+                    shaping: self.shaping.clone(),
+                }))
             }
             Controller::Cubic => {
                 config.congestion_controller_factory(Arc::new(CubicConfig::default()))

@@ -7,16 +7,19 @@ use std::time::Instant;
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use quinn_proto::RttEstimator;
 
-use super::{Estimate, Machine};
+use super::{Estimate, Machine, Shaping};
 
 /// Makes a controller per path.
 #[derive(Debug, Clone, Default)]
-pub struct ScaleawayConfig {}
+pub struct ScaleawayConfig {
+    /// What the operator allows, on all paths alike.
+    pub shaping: Shaping,
+}
 
 impl ControllerFactory for ScaleawayConfig {
     fn build(self: Arc<Self>, _now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         Box::new(Scaleaway {
-            machine: Machine::new(current_mtu),
+            machine: Machine::new(current_mtu, self.shaping.clone()),
         })
     }
 }

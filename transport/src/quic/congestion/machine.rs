@@ -8,10 +8,10 @@ use super::phase::{
     CROWDED_FOR, CROWDED_GAINS, CROWDED_TRIM, CRUISE_GAINS, CRUISE_LOSS, DRAIN_GAIN, DRAIN_ROUNDS,
     HOLD_GAIN, PROBE_BOOST, PROBE_END, PROBE_GROWTH, Phase, SLOWER, STARTUP_GAIN_MAX,
     STARTUP_GROWTH, STARTUP_LOSS, STARTUP_SAMPLES, STARTUP_STALLED_ROUNDS, STEP_BACK_GAIN,
-    STEP_BACK_ROUNDS, TRIM_MIN, USUAL_LOSS_ROUNDS,
+    STEP_BACK_ROUNDS, TRIM_MIN, USUAL_LOSS_ROUNDS, YIELD_GAINS, YIELD_RTT_WINDOW, YIELD_TRIM_MIN,
 };
 use super::rounds::Round;
-use super::{Estimate, scaled};
+use super::{Estimate, Mode, Shaping, scaled};
 
 /// Without an acknowledgement for this long, and four round trips, the path was silent.
 const SILENCE_MIN: Duration = Duration::from_secs(1);
@@ -25,6 +25,7 @@ const STARTUP_EXTRA_PACKETS: u64 = 10;
 /// The controller's state. See the folder's doc for the diagram.
 #[derive(Debug, Clone)]
 pub struct Machine {
+    shaping: Shaping,
     phase: Phase,
     window: u64,
     /// Scales the window down while the queue is above its target.
@@ -45,8 +46,9 @@ pub struct Machine {
 
 impl Machine {
     /// A controller for a path on which `mtu` bytes of UDP payload pass.
-    pub fn new(mtu: u16) -> Self {
+    pub fn new(mtu: u16, shaping: Shaping) -> Self {
         Self {
+            shaping,
             phase: Phase::STARTUP,
             window: INITIAL_WINDOW_PACKETS * u64::from(mtu),
             trim: 1.0,
@@ -98,7 +100,7 @@ impl Machine {
         self.flight.acked(now, sent, bytes);
         if self.silent_until.is_none_or(|silent| sent > silent) {
             let rtt = now.saturating_duration_since(sent);
-            self.path.take_rtt(now, self.phase.rtt_window(), rtt);
+            self.path.take_rtt(now, self.rtt_window(), rtt);
             self.round.acked(now, bytes, rtt);
         }
         if let (Phase::Startup { .. }, false) = (self.phase, app_limited) {
@@ -108,7 +110,8 @@ impl Machine {
 
     /// An ACK frame is at its end.
     pub fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool) {
-        self.round.app_limited |= app_limited;
+        // A cap says as little of the link as an application that has nothing to send.
+        self.round.app_limited |= app_limited || self.is_capped();
         let Some(sample) = self.flight.end_acks(now, in_flight) else {
             return;
         };
@@ -181,7 +184,7 @@ impl Machine {
         if !round.app_limited {
             self.path.age_rates(self.holds_back(round));
         }
-        let Some(queue) = self.path.end_round(now, self.phase.rtt_window(), round) else {
+        let Some(queue) = self.path.end_round(now, self.rtt_window(), round) else {
             return;
         };
         // What a round sees alone is a nap of one of the hosts, not a queue.
@@ -189,7 +192,7 @@ impl Machine {
         self.queue = Some(queue);
         let queue = standing;
         self.usual_loss += (round.lost_share() - self.usual_loss) / USUAL_LOSS_ROUNDS;
-        let calm = queue <= self.path.target();
+        let calm = queue <= self.target();
         self.phase = match self.phase {
             Phase::Startup { full_rate, stalled } => {
                 self.end_startup_round(round, full_rate, stalled)
@@ -214,7 +217,18 @@ impl Machine {
                 let calm_at = if calm { now } else { calm_at };
                 self.trim_for_queue(queue);
                 self.trim_for_loss(round);
-                if self.is_slower(round, queue) {
+                if self.budget().is_some() {
+                    // Whoever fills the queue, this flow makes room; its rate says nothing.
+                    self.next_in_cycle(
+                        calm,
+                        Phase::Cruise {
+                            position,
+                            boost,
+                            rate_before,
+                            calm_at,
+                        },
+                    )
+                } else if self.is_slower(round, queue) {
                     self.path.restart_rate(round.rate_max.max(self.rate_before));
                     // It may have been a long nap: look soon, and in a large step.
                     Phase::Drain {
@@ -234,6 +248,9 @@ impl Machine {
                         },
                     )
                 }
+            }
+            Phase::Crowded { .. } | Phase::StepBack { .. } if self.budget().is_some() => {
+                self.enter_cruise(now, 0.0)
             }
             Phase::Crowded { since, .. } if now.duration_since(since) >= CROWDED_FOR => {
                 Phase::StepBack { rounds: 0 }
@@ -258,7 +275,7 @@ impl Machine {
         let Phase::Cruise { position, .. } = self.phase else {
             return false;
         };
-        let allowed = CRUISE_GAINS[position] * self.trim;
+        let allowed = self.gains()[position] * self.trim;
         let rate = self.path.rate().unwrap_or(0);
         allowed < 1.0 && round.rate_max > scaled(rate, allowed * 0.8)
     }
@@ -300,11 +317,11 @@ impl Machine {
     }
 
     fn trim_for_queue(&mut self, queue: Duration) {
-        let target = self.path.target();
+        let target = self.target();
         if queue > target {
             let rtt = self.path.base().unwrap_or_default() + queue;
             let over = (queue - target).as_secs_f64() / rtt.as_secs_f64();
-            self.trim = (self.trim * (1.0 - 0.7 * over)).max(TRIM_MIN);
+            self.trim = (self.trim * (1.0 - 0.7 * over)).max(self.trim_min());
         } else if queue < target / 2 {
             self.trim = (self.trim + 0.05).min(1.0);
         }
@@ -312,7 +329,7 @@ impl Machine {
 
     fn trim_for_loss(&mut self, round: &Round) {
         if round.ecn || round.lost_share() > self.usual_loss + CRUISE_LOSS {
-            self.trim = (self.trim * 0.85).max(TRIM_MIN);
+            self.trim = (self.trim * 0.85).max(self.trim_min());
         }
     }
 
@@ -321,7 +338,7 @@ impl Machine {
     fn is_slower(&self, round: &Round, queue: Duration) -> bool {
         let base = self.path.base().unwrap_or_default();
         let rate = self.path.rate().unwrap_or(0);
-        queue > (base / 2).max(self.path.target())
+        queue > (base / 2).max(self.target())
             && round.rate_max.max(self.rate_before) < scaled(rate, SLOWER)
     }
 
@@ -364,9 +381,67 @@ impl Machine {
         }
     }
 
+    /// Queue that the operator allows; `None` in mode fill.
+    fn budget(&self) -> Option<Duration> {
+        match self.shaping.mode() {
+            Mode::Fill => None,
+            Mode::Yield { queueing } => Some(queueing),
+        }
+    }
+
+    fn target(&self) -> Duration {
+        self.path.target(self.budget())
+    }
+
+    fn gains(&self) -> &'static [f64; 8] {
+        if self.budget().is_some() {
+            &YIELD_GAINS
+        } else {
+            &CRUISE_GAINS
+        }
+    }
+
+    fn trim_min(&self) -> f64 {
+        if self.budget().is_some() {
+            YIELD_TRIM_MIN
+        } else {
+            TRIM_MIN
+        }
+    }
+
+    fn rtt_window(&self) -> Duration {
+        if self.budget().is_some() && self.trim < CROWDED_TRIM {
+            YIELD_RTT_WINDOW
+        } else {
+            self.phase.rtt_window()
+        }
+    }
+
     fn set_window(&mut self) {
-        let window = self.wanted_window().unwrap_or(self.window);
+        let mut window = self.wanted_window().unwrap_or(self.window);
+        if let Some((least, most)) = self.shaped_window() {
+            window = window.max(least).min(most);
+        }
         self.window = window.max(WINDOW_MIN_PACKETS * self.path.mtu);
+    }
+
+    /// Least and greatest window by the operator's rates: a rate is a window per round trip, the
+    /// queue in it included.
+    fn shaped_window(&self) -> Option<(u64, u64)> {
+        let rtt = self.path.base()? + self.queue.unwrap_or_default();
+        let window = |rate| scaled(rate, rtt.as_secs_f64());
+        let mtu = self.path.mtu;
+        let least = self.budget().map_or(0, |_| {
+            window(self.shaping.bytes_min(mtu, self.path.greatest_rate()))
+        });
+        let most = self.shaping.bytes_max(mtu).map_or(u64::MAX, window);
+        Some((least, most))
+    }
+
+    /// Is the operator's cap what limits the rate?
+    fn is_capped(&self) -> bool {
+        self.shaped_window()
+            .is_some_and(|(_, most)| self.window >= most)
     }
 
     /// `None` while the path is unknown.
@@ -384,7 +459,7 @@ impl Machine {
                 position, boost, ..
             } => {
                 let boost = if position <= PROBE_END { boost } else { 0.0 };
-                let gain = CRUISE_GAINS[position] + boost;
+                let gain = self.gains()[position] + boost;
                 scaled(self.path.bdp()?, gain * self.trim) + CRUISE_EXTRA_PACKETS * mtu
             }
             Phase::Crowded { position, .. } => {

@@ -32,7 +32,7 @@
 //!
 //! Reading order: `machine` (what happens when), `phase` (its constants), `path` (what is known of
 //! the path), `rounds` (a round's sums), `flight` (delivery rate from marks), `filters`,
-//! `controller` (the quinn side), `simulation` and `tests` (what it makes of links).
+//! `shaping` (what the operator allows), `controller` (the quinn side), `simulation` and `tests` (what it makes of links).
 
 mod controller;
 mod filters;
@@ -41,6 +41,7 @@ mod machine;
 mod path;
 mod phase;
 mod rounds;
+mod shaping;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -48,6 +49,7 @@ mod tests;
 
 pub use controller::{Scaleaway, ScaleawayConfig};
 pub use machine::Machine;
+pub use shaping::{Mode, Shaping, YIELD_QUEUEING};
 
 use std::time::Duration;
 

@@ -28,6 +28,8 @@ pub(super) struct PathModel {
     base: TimeMin,
     /// Mean less least round trip time, round by round.
     spread: Median,
+    /// Greatest rate that a round has shown on this path.
+    greatest: u64,
     /// Rounds that said something of the link's rate: their number is the rate filter's time.
     rounds: u64,
     recent_rounds: u64,
@@ -42,6 +44,7 @@ impl PathModel {
             rtt: TimeMin::default(),
             base: TimeMin::default(),
             spread: Median::default(),
+            greatest: 0,
             rounds: 0,
             recent_rounds: 0,
         }
@@ -59,6 +62,11 @@ impl PathModel {
     /// What the link gave lately, held back or not: for reports, not for windows.
     pub(super) fn recent_rate(&self) -> Option<u64> {
         self.recent_rate.get()
+    }
+
+    /// The greatest rate ever, for what yielding keeps.
+    pub(super) fn greatest_rate(&self) -> u64 {
+        self.greatest
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {
@@ -91,10 +99,11 @@ impl PathModel {
         Duration::try_from_secs_f64(batch_s).unwrap_or(Duration::MAX)
     }
 
-    /// The queue that is allowed.
-    pub(super) fn target(&self) -> Duration {
+    /// The queue that is allowed; `budget` is the operator's, while yielding.
+    pub(super) fn target(&self, budget: Option<Duration>) -> Duration {
         let rtt = self.rtt.get().unwrap_or_default();
         let quiet = (rtt / 10).clamp(Duration::from_millis(3), Duration::from_millis(15));
+        let quiet = budget.unwrap_or(quiet);
         // Less than a batch is no queue; and a small flow beside a large one must not give way first.
         quiet.max(self.batch().min(BATCH_TIME_MAX)) + self.jitter()
     }
@@ -128,6 +137,7 @@ impl PathModel {
             return;
         }
         round.rate_max = round.rate_max.max(sample.bytes_per_s);
+        self.greatest = self.greatest.max(sample.bytes_per_s);
         let rate = sample.bytes_per_s;
         if !app_limited || rate > self.rate.get().unwrap_or(0) {
             self.rate.update(self.rounds, rate);

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 /// Window gains of a Cruise cycle, one a round: probe, drain, cruise.
 pub(super) const CRUISE_GAINS: [f64; 8] = [1.15, 1.15, 0.92, 1.08, 1.08, 1.08, 1.08, 1.08];
+/// The same while yielding: a queue that is only ours is not worth having.
+pub(super) const YIELD_GAINS: [f64; 8] = [1.05, 1.05, 0.93, 1.01, 1.01, 1.01, 1.01, 1.01];
 /// Position in the cycle at whose end a probe is judged: what its first round sent has come back.
 pub(super) const PROBE_END: usize = 1;
 /// Added to a probe's gain when the one before it found more rate, up to the second number.
@@ -34,6 +36,11 @@ pub(super) const DRAIN_ROUNDS: u32 = 3;
 /// Trim below which a standing queue is blamed on others.
 pub(super) const CROWDED_TRIM: f64 = 0.75;
 pub(super) const TRIM_MIN: f64 = 0.5;
+/// The same while yielding, where the least rate is the floor.
+pub(super) const YIELD_TRIM_MIN: f64 = 0.01;
+/// How long a least round trip time is believed while others hold the queue and this flow yields:
+/// what it found alone is the only measure of their queue.
+pub(super) const YIELD_RTT_WINDOW: Duration = Duration::from_secs(120);
 /// Loss above the usual one that is taken for a policer or a full buffer; less is taken for the
 /// weather.
 pub(super) const CRUISE_LOSS: f64 = 0.08;

@@ -20,7 +20,7 @@ use quinn_proto::{
 use testbed_link::{Link, LinkParams, Random};
 
 use super::super::{Controller, Identity, Tuning, tls};
-use super::{Estimate, Scaleaway};
+use super::{Estimate, Scaleaway, Shaping};
 use crate::block::LANES;
 
 /// IPv4 and UDP headers.
@@ -60,6 +60,7 @@ pub(super) struct Simulation {
     start: Instant,
     now: Duration,
     flows: Vec<Flow>,
+    shapings: Vec<Shaping>,
     forward: Link<Packet>,
     backward: Link<Packet>,
 }
@@ -85,6 +86,7 @@ impl Simulation {
             start,
             now: Duration::ZERO,
             flows: Vec::new(),
+            shapings: Vec::new(),
             forward: link(seed),
             backward: link(seed ^ 0x5eed),
         };
@@ -98,6 +100,7 @@ impl Simulation {
             controller,
             ..Tuning::default()
         };
+        self.shapings.push(tuning.shaping.clone());
         self.flows.push(Flow {
             source: Side::dialer(&tuning, self.start + self.now),
             target: Side::listener(&tuning),
@@ -133,6 +136,16 @@ impl Simulation {
             queue_ms,
             queue_drops: self.forward.counters().queue_drops.packets - drops_before,
         }
+    }
+
+    /// The settings of a flow, to change them.
+    pub(super) fn shaping(&self, flow: usize) -> &Shaping {
+        &self.shapings[flow]
+    }
+
+    /// The source of a flow has no more data.
+    pub(super) fn end_flow(&mut self, flow: usize) {
+        self.flows[flow].source.is_done = true;
     }
 
     /// Both hosts of the first flow are busy with other things for up to `length_max` at a time.
@@ -268,6 +281,7 @@ struct Side {
     inbox: VecDeque<Vec<u8>>,
     naps: Option<Naps>,
     dials: bool,
+    is_done: bool,
     lanes: Vec<StreamId>,
     payload: Bytes,
     /// Reused for every datagram that is built.
@@ -286,6 +300,7 @@ impl Side {
             inbox: VecDeque::new(),
             naps: None,
             dials,
+            is_done: false,
             lanes: Vec::new(),
             payload: Bytes::from(vec![0; 256 * 1024]),
             buffer: Vec::new(),
@@ -385,7 +400,7 @@ impl Side {
         let Some((_, connection)) = &mut self.connection else {
             return;
         };
-        if connection.is_handshaking() {
+        if connection.is_handshaking() || self.is_done {
             return;
         }
         while self.lanes.len() < LANES {

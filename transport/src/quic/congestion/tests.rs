@@ -7,6 +7,7 @@ use testbed_link::{LinkParams, Loss, named};
 
 use super::super::Controller;
 use super::simulation::{Outcome, Simulation};
+use super::{Mode, YIELD_QUEUEING};
 
 /// Share of a link's IP bytes that can be goodput: headers of IP, UDP, QUIC and AEAD are 4.1 %.
 const CEILING: f64 = 0.959;
@@ -197,6 +198,79 @@ fn others_on_the_link_get_their_share() {
     }
 }
 
+/// Alone, a yielding flow all but fills the link, with a queue below its budget.
+#[test]
+fn yielding_alone_keeps_the_queue_below_its_budget() {
+    for (name, share_min, p95_ms) in [
+        ("wan-100m", 0.90, 5.0),
+        ("wan-100m-lossy", 0.90, 5.0),
+        ("metro-500m", 0.90, 5.0),
+        ("bloat-50m", 0.90, 5.0),
+        ("dsl-20m", 0.90, 12.0),
+        ("jitter-40m", 0.80, 25.0),
+    ] {
+        let link = named(name).expect("a known name");
+        let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
+        simulation.shaping(0).set_mode(YIELDING);
+        simulation.run(Duration::from_secs(2));
+        let steady = simulation.run(Duration::from_secs(8));
+        let share = share_of_ceiling(&steady, &link);
+        let line = format!(
+            "{name}, yielding: {:.1} % of the ceiling, queue p50 {:.1} p95 {:.1} ms",
+            share * 100.0,
+            steady.queue_ms_at(0.5),
+            steady.queue_ms_at(0.95),
+        );
+        println!("{line}");
+        assert!(
+            share > share_min && steady.queue_ms_at(0.95) <= p95_ms,
+            "{line}"
+        );
+    }
+}
+
+/// Beside cubic a yielding flow keeps its least rate, not more and not less; when cubic has ended
+/// the link is its own within seconds.
+#[test]
+fn yielding_leaves_the_link_to_others() {
+    let link = named("wan-100m").expect("a known name");
+    let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
+    simulation.shaping(0).set_mode(YIELDING);
+    simulation.run(Duration::from_secs(3));
+    simulation.add_flow(Controller::Cubic);
+    simulation.run(Duration::from_secs(6));
+    let beside = mbps(&simulation.run(Duration::from_secs(20)));
+    println!("yielding beside cubic: {beside:.1?} Mbit/s");
+    assert!(beside[1] > 0.9 * 95.9 && beside[0] > 3.0, "{beside:?}");
+    simulation.end_flow(1);
+    simulation.run(Duration::from_secs(4));
+    let after = simulation.run(Duration::from_secs(3));
+    println!("and after it: {:.1?} Mbit/s", mbps(&after));
+    assert!(share_of_ceiling(&after, &link) > 0.85, "{after:?}");
+}
+
+/// A cap is kept, changes at once, and is forgotten when it is lifted.
+#[test]
+fn a_cap_is_kept_and_lifted() {
+    let link = named("wan-100m").expect("a known name");
+    let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
+    simulation.shaping(0).set_rate_max(Some(30_000_000));
+    simulation.run(Duration::from_secs(2));
+    for cap in [30_000_000u32, 60_000_000, 10_000_000] {
+        simulation.shaping(0).set_rate_max(Some(u64::from(cap)));
+        simulation.run(Duration::from_millis(500));
+        let outcome = simulation.run(Duration::from_secs(3));
+        let share = outcome.goodput_bps[0] / (f64::from(cap) * CEILING);
+        println!("capped at {cap}: {:.1} % of it", share * 100.0);
+        assert!((0.93..1.02).contains(&share), "{share}");
+        assert!(outcome.queue_ms_at(0.95) < 2.0, "{outcome:?}");
+    }
+    simulation.shaping(0).set_rate_max(None);
+    simulation.run(Duration::from_secs(3));
+    let free = simulation.run(Duration::from_secs(3));
+    assert!(share_of_ceiling(&free, &link) > 0.95, "{free:?}");
+}
+
 /// Hosts that share their processors sleep for up to 40 ms, a tenth of the time each: what their
 /// packets then find is not a queue, and costs little more than the sleep itself.
 #[test]
@@ -236,6 +310,10 @@ fn a_shallow_buffer_costs_little() {
     // 43 000 packets pass in five seconds.
     assert!(steady.queue_drops < 2_000, "{steady:?}");
 }
+
+const YIELDING: Mode = Mode::Yield {
+    queueing: YIELD_QUEUEING,
+};
 
 #[derive(Clone, Copy)]
 struct Expected {
