@@ -51,6 +51,9 @@ enum Verb {
         /// A word for the product's `send`; may be given again.
         #[arg(long = "send-flag", value_name = "WORD", allow_hyphen_values = true)]
         send_flags: Vec<String>,
+        /// Have the product write down what it sees and decides on the way, for charts over time.
+        #[arg(long)]
+        trace: bool,
         /// Write the report of the only scenario here as well.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
@@ -93,6 +96,7 @@ impl Verb {
                 stay,
                 downtime,
                 send_flags,
+                trace,
                 report,
             } => {
                 if report.is_some() && names.len() > 1 {
@@ -109,7 +113,7 @@ impl Verb {
                     stay,
                     downtime_ms: downtime,
                     send_flags,
-                    trace: false,
+                    trace,
                     folder,
                 };
                 run_all(&names, &options, report.as_deref())
@@ -234,7 +238,7 @@ fn list() -> anyhow::Result<()> {
         println!("  {}", link.name);
     }
     println!(
-        "arms\n  scaleaway, scaleaway-no-STAGE for {}",
+        "arms\n  none: the guest stays\n  scaleaway, scaleaway-no-STAGE for {}",
         STAGES.join(" ")
     );
     for (variant, flags) in VARIANTS {

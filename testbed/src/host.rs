@@ -106,6 +106,16 @@ impl Host {
         command
     }
 
+    /// The same for a program that must be on time whatever the guests do: with real-time priority,
+    /// and where that is refused as nice as allowed.
+    #[must_use]
+    pub fn prompt_command(&self, program: impl AsRef<OsStr>) -> Command {
+        let on_time = "chrt --rr 10 true && exec chrt --rr 10 \"$@\"; exec nice -n -10 \"$@\"";
+        let mut command = self.command("sh");
+        command.args(["-c", on_time, "sh"]).arg(program);
+        command
+    }
+
     /// A command that runs `program` in this host's network only, with the machine's own files and
     /// process numbers: for tools that set the network up.
     #[must_use]

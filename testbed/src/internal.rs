@@ -66,6 +66,23 @@ enum Verb {
     /// Reads the guest's counter.
     #[command(name = "__counter")]
     Counter { address: SocketAddr },
+    /// Sends a game's datagrams.
+    #[command(name = "__game-send")]
+    GameSend { to: SocketAddr },
+    /// Receives them.
+    #[command(name = "__game-receive")]
+    GameReceive { at: SocketAddr },
+    /// Sends a stream that takes all that it gets.
+    #[command(name = "__bulk-send")]
+    BulkSend {
+        to: SocketAddr,
+        /// TCP's congestion control.
+        #[arg(long)]
+        congestion: String,
+    },
+    /// Receives it.
+    #[command(name = "__bulk-receive")]
+    BulkReceive { at: SocketAddr },
     /// Removes a run's files after its end.
     #[command(name = "__cleanup")]
     Cleanup { run: PathBuf },
@@ -133,6 +150,10 @@ impl Verb {
                 )
             }
             Self::Counter { address } => probe::watch_counter(address),
+            Self::GameSend { to } => probe::send_game(to),
+            Self::GameReceive { at } => probe::receive_game(at),
+            Self::BulkSend { to, congestion } => probe::send_bulk(to, &congestion),
+            Self::BulkReceive { at } => probe::receive_bulk(at),
             Self::Cleanup { run } => lab::clean_up_after(&run),
         }
     }

@@ -8,7 +8,7 @@ use crate::arm::{Arm, Way};
 use crate::guest::{Machine, Past};
 
 /// Each file is a family; one that names a link is a scenario by itself.
-const FAMILIES: [(&str, &str); 15] = [
+const FAMILIES: [(&str, &str); 17] = [
     ("demo", include_str!("../scenarios/demo.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),
     ("smoke-back", include_str!("../scenarios/smoke-back.toml")),
@@ -36,6 +36,8 @@ const FAMILIES: [(&str, &str); 15] = [
     ("return-use", include_str!("../scenarios/return-use.toml")),
     ("dirty8", include_str!("../scenarios/dirty8.toml")),
     ("dirty20", include_str!("../scenarios/dirty20.toml")),
+    ("beside", include_str!("../scenarios/beside.toml")),
+    ("beside-game", include_str!("../scenarios/beside-game.toml")),
 ];
 
 /// A migration to be run.
@@ -59,8 +61,19 @@ pub struct Scenario {
     pub downtime_ms: u64,
     /// More words for the product's `send`.
     pub send_flags: Vec<String>,
+    /// Other people's flows on the overlay while the guest moves.
+    pub beside: Option<Beside>,
     /// Arms when none are asked for.
     pub arms: Vec<Arm>,
+}
+
+/// Flows beside a migration: a game's and pings always.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Beside {
+    /// A TCP stream that takes all that it gets, by its congestion control.
+    #[serde(default)]
+    pub tcp: Option<String>,
 }
 
 /// A file of `testbed/scenarios`.
@@ -77,6 +90,8 @@ struct Family {
     downtime_ms: u64,
     #[serde(default)]
     send_flags: Vec<String>,
+    #[serde(default)]
+    beside: Option<Beside>,
     guest: Machine,
     #[serde(default)]
     past: Past,
@@ -125,6 +140,7 @@ impl Scenario {
             known: family.known,
             downtime_ms: family.downtime_ms,
             send_flags: family.send_flags,
+            beside: family.beside,
             arms,
         })
     }
@@ -194,6 +210,16 @@ mod tests {
             assert_eq!((back.way(), out.way()), (Way::Back, Way::Out));
             assert_eq!(back.machine, out.machine);
             assert_eq!(back.past.before_stay(), out.past);
+        }
+    }
+
+    /// What is beside the migration changes nothing of the guest.
+    #[test]
+    fn beside_is_dirty8() {
+        let named = |name: &str| Scenario::named(&format!("{name}/wan-100m")).unwrap();
+        for name in ["beside", "beside-game"] {
+            assert_eq!(named(name).machine, named("dirty8").machine);
+            assert!(named(name).beside.is_some(), "{name}");
         }
     }
 

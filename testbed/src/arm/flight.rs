@@ -61,6 +61,14 @@ pub struct Sides<'a> {
     pub hook: Option<PathBuf>,
 }
 
+impl Sides<'_> {
+    /// Where the product's `send` writes down what it sees and decides.
+    pub fn trace_file(&self) -> PathBuf {
+        let [(source, _), _] = self.way.ends(self.lab);
+        source.outside(&private(TRACE))
+    }
+}
+
 /// Which way the guest goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Way {
@@ -91,6 +99,8 @@ impl Way {
 /// A migration that is prepared, and then on its way.
 #[derive(Debug)]
 pub enum Flight {
+    /// None.
+    Nothing,
     /// QEMU's own.
     Native {
         /// How QEMU sends.
@@ -118,6 +128,7 @@ impl Flight {
     /// When a part does not start.
     pub fn prepare(arm: &Arm, sides: &Sides<'_>) -> anyhow::Result<Self> {
         match arm {
+            Arm::None => Ok(Self::Nothing),
             Arm::Qemu {
                 method,
                 through_ssh,
@@ -154,6 +165,7 @@ impl Flight {
     /// When it is refused at once.
     pub fn start(&mut self, sides: &Sides<'_>) -> anyhow::Result<()> {
         match self {
+            Self::Nothing => Ok(()),
             Self::Native { method, tunnel, .. } => {
                 let listen = format!("tcp:0.0.0.0:{MIGRATION_PORT}");
                 let host = if tunnel.is_some() {
@@ -194,6 +206,7 @@ impl Flight {
     /// Why it cannot succeed any more.
     pub fn check(&mut self, sides: &Sides<'_>) -> anyhow::Result<String> {
         match self {
+            Self::Nothing => Ok("the guest stays".to_owned()),
             Self::Native {
                 method,
                 tunnel,
@@ -241,6 +254,7 @@ impl Flight {
     /// When an end does not come to its end.
     pub fn finish(&mut self, sides: &Sides<'_>, limit: Duration) -> anyhow::Result<Option<Value>> {
         match self {
+            Self::Nothing => Ok(None),
             Self::Native { .. } => {
                 clock::wait_until("the source's end of the migration", limit, || {
                     native::check(sides.source)?;

@@ -37,6 +37,8 @@ impl Congestion {
 /// One arm of a comparison.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Arm {
+    /// Nothing moves the guest: what the others are compared with where it is about the network.
+    None,
     /// The product.
     Scaleaway {
         /// What follows `scaleaway-` in its name; `None` for the product as it comes.
@@ -93,6 +95,9 @@ impl FromStr for Arm {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> anyhow::Result<Self> {
+        if name == "none" {
+            return Ok(Self::None);
+        }
         if name == "scaleaway" {
             return Ok(Self::Scaleaway {
                 variant: None,
@@ -143,6 +148,7 @@ fn flags(variant: &str) -> anyhow::Result<Vec<String>> {
 impl fmt::Display for Arm {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::None => formatter.write_str("none"),
             Self::Scaleaway { variant: None, .. } => formatter.write_str("scaleaway"),
             Self::Scaleaway {
                 variant: Some(variant),
@@ -174,7 +180,7 @@ mod tests {
     /// Every arm's name is read and written alike.
     #[test]
     fn names() {
-        let mut names = vec!["scaleaway".to_owned()];
+        let mut names = vec!["none".to_owned(), "scaleaway".to_owned()];
         names.extend(STAGES.map(|stage| format!("scaleaway-no-{stage}")));
         names.extend(VARIANTS.map(|(variant, _)| format!("scaleaway-{variant}")));
         for (name, _, _) in QEMU_ARMS {
@@ -198,7 +204,7 @@ mod tests {
     fn words_of_variants() {
         let flags = |name: &str| match name.parse::<Arm>().unwrap() {
             Arm::Scaleaway { flags, .. } => flags.join(" "),
-            Arm::Qemu { .. } => panic!("{name} is no arm of the product"),
+            Arm::None | Arm::Qemu { .. } => panic!("{name} is no arm of the product"),
         };
         assert_eq!(flags("scaleaway"), "");
         assert_eq!(flags("scaleaway-no-delta"), "--disable delta");

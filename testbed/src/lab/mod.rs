@@ -193,14 +193,9 @@ fn host_settings(options: &LabOptions, dir: &RunDir, role: &str) -> anyhow::Resu
 
 fn start_emulator(options: &LabOptions, middle: &Host) -> anyhow::Result<HostProcess> {
     let link = serde_json::to_string(&LinkJson::from(&options.link))?;
-    // It must be on time whatever the guests do; where real time is refused, as nice as allowed.
-    let on_time = "chrt --rr 10 true && exec chrt --rr 10 \"$@\"; exec nice -n -10 \"$@\"";
-    let mut command = middle.command("sh");
+    let mut command = middle.prompt_command(&options.program);
     command
-        .args(["-c", on_time, "sh"])
-        .arg(&options.program)
-        .arg("__wan");
-    command
+        .arg("__wan")
         .args(["--site", underlay::SITE_PORT, "--far", underlay::FAR_PORT])
         .args(["--control", &format!("{PRIVATE}/{CONTROL_SOCKET}")])
         .args(["--link", &link, "--seed", &options.seed.to_string()])

@@ -5,19 +5,16 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::host::{Host, HostProcess};
+use crate::host::Host;
+use crate::probe::lines::Lines;
 
-/// Lines kept: 50 a second for more than five hours.
-const SAMPLES_MAX: usize = 1_000_000;
 /// A longer line is none of the guest's.
 const LINE_BYTES_MAX: u64 = 512;
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -88,9 +85,7 @@ impl CounterLog {
 /// A running reader.
 #[derive(Debug)]
 pub struct CounterProbe {
-    process: HostProcess,
-    log: Arc<Mutex<CounterLog>>,
-    reader: JoinHandle<()>,
+    lines: Lines<Sample>,
 }
 
 impl CounterProbe {
@@ -98,63 +93,28 @@ impl CounterProbe {
     ///
     /// # Errors
     /// If the reader cannot be started. A guest that does not answer yet is no error.
-    pub fn start(
-        host: &Host,
-        address: SocketAddr,
-        program: &std::path::Path,
-    ) -> anyhow::Result<Self> {
+    pub fn start(host: &Host, address: SocketAddr, program: &Path) -> anyhow::Result<Self> {
         let mut command = host.command(program);
-        command
-            .args(["__counter", &address.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let mut process = host.spawn(&mut command)?;
-        let stdout = process
-            .child()
-            .stdout
-            .take()
-            .context("its output is no pipe")?;
-        let log = Arc::new(Mutex::new(CounterLog::default()));
-        let shared = Arc::clone(&log);
-        let reader = std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let Ok(sample) = serde_json::from_str(&line) else {
-                    continue;
-                };
-                let mut log = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                if log.samples.len() < SAMPLES_MAX {
-                    log.samples.push(sample);
-                }
-            }
-        });
-        Ok(Self {
-            process,
-            log,
-            reader,
-        })
+        let lines = Lines::start(host, command.args(["__counter", &address.to_string()]))?;
+        Ok(Self { lines })
     }
 
     /// What was seen so far.
     #[must_use]
     pub fn so_far(&self) -> CounterLog {
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        CounterLog {
+            samples: self.lines.so_far(),
+        }
     }
 
     /// Ends the reader; all that it saw.
     ///
     /// # Errors
     /// If it cannot be ended.
-    pub fn stop(mut self) -> anyhow::Result<CounterLog> {
-        self.process.kill()?;
-        self.reader
-            .join()
-            .map_err(|_| anyhow::anyhow!("reading the counter failed"))?;
-        Ok(std::mem::take(
-            &mut self.log.lock().unwrap_or_else(PoisonError::into_inner),
-        ))
+    pub fn stop(self) -> anyhow::Result<CounterLog> {
+        Ok(CounterLog {
+            samples: self.lines.stop()?,
+        })
     }
 }
 

@@ -290,12 +290,12 @@ fn unwrap(low: u64, last: u64) -> u64 {
 }
 
 /// Nearest rank; None of an empty list.
-fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
+pub(super) fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
-fn to_ms(time_us: u64) -> f64 {
+pub(super) fn to_ms(time_us: u64) -> f64 {
     Duration::from_micros(time_us).as_secs_f64() * 1e3
 }
 

@@ -3,19 +3,23 @@
 //!
 //! A field that was not measured is `null`, never 0.
 
+mod beside;
 mod folder;
 mod page;
 mod summary;
 mod table;
+mod trace;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use beside::{Beside, Flows};
 pub use folder::Folder;
 pub(crate) use folder::write;
 pub use page::{Results, page, write as write_page};
 pub use summary::{Encoded, FigureOf, OURS, REFERENCE, Spread, Summary, comparison, summaries};
 pub use table::table;
+pub use trace::{Event, POINTS_MAX, Point, Range, Trace};
 
 /// One scenario's runs.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -49,6 +53,8 @@ pub enum Outcome {
     NotArrived,
     /// The arm gave up.
     Failed,
+    /// It was not moved at all: the arm `none`.
+    Stayed,
 }
 
 /// One migration.
@@ -99,6 +105,13 @@ pub struct MigrationRun {
     pub counter_resets: Option<u64>,
     /// Pages that the guest found wrong in itself, after a sweep over all.
     pub self_check_errors: Option<u64>,
+    /// What other people's flows on the overlay felt, in scenarios that have them. They are in
+    /// `wire_bytes` too.
+    #[serde(default)]
+    pub beside: Option<Beside>,
+    /// What the product saw and decided on the way, where it was asked for that.
+    #[serde(default)]
+    pub trace: Option<Trace>,
     /// The product's own report.
     pub report: Option<Value>,
 }
@@ -129,6 +142,8 @@ pub(crate) fn example() -> MigrationRun {
         guest_writes_share: Some(0.85),
         counter_resets: Some(0),
         self_check_errors: Some(0),
+        beside: None,
+        trace: None,
         report: None,
     }
 }

@@ -59,6 +59,7 @@ pub fn table(runs: &[MigrationRun]) -> String {
             text.push_str(&format!("{} {}: {reason}\n", run.arm, run.repeat));
         }
     }
+    text.push_str(&super::beside::table(runs));
     text.push_str(&comparison(runs));
     text
 }
@@ -74,6 +75,7 @@ fn row(run: &MigrationRun) -> [String; COLUMNS.len()] {
         Outcome::Forced => "forced",
         Outcome::NotArrived => "not arrived",
         Outcome::Failed => "failed",
+        Outcome::Stayed => "stayed",
     };
     let megabytes = run
         .wire_bytes

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 
+use super::beside::{self, Flowing};
 use super::figures;
 use super::watch::{Seen, Watch};
 use crate::arm::{Arm, Asked, Flight, Sides, TRACE};
@@ -16,7 +17,7 @@ use crate::lab::Lab;
 use crate::netns::PRIVATE;
 use crate::overlay::{Overlay, TAP};
 use crate::progress::Progress;
-use crate::report::{MigrationRun, Outcome};
+use crate::report::{Beside, MigrationRun, Outcome, Trace};
 use crate::scenario::Scenario;
 use crate::sparse;
 use crate::stores::Stores;
@@ -29,6 +30,8 @@ const BEFORE: Duration = Duration::from_secs(4);
 const AFTER: Duration = Duration::from_secs(4);
 /// Between two looks at a migration on its way. RESUME is stamped by QEMU, not by this.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long a guest that stays is watched.
+const STAY: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(180);
 /// For a link that needs two minutes for the guest's first pass alone.
 const LIMIT_SLOW_LINK: Duration = Duration::from_secs(600);
@@ -131,14 +134,12 @@ fn in_lab(
         hook: Some(overlay.hook()),
     };
     let mut flight = Flight::prepare(setting.arm, &sides);
-    let observed_from_us = clock::epoch_us();
-    let wan_idle = lab.wan.counters()?;
     progress.step(&format!("{name}: watching the guest before the start"));
-    clock::pause(BEFORE);
+    let mut before = Before::observe(setting, lab, &program)?;
 
     let wan_before = lab.wan.counters()?;
     progress.step(&format!("{name}: moving"));
-    let idle_us = clock::epoch_us() - observed_from_us;
+    let idle_us = clock::epoch_us() - before.from_us;
     let mut ended = match &mut flight {
         Ok(flight) => fly(setting, flight, &sides, name, progress),
         // An arm that cannot even begin is a result too.
@@ -146,30 +147,26 @@ fn in_lab(
     };
     let wan_after = lab.wan.counters()?;
     let moved_us = clock::epoch_us() - ended.started_us;
-    let idle_bytes = wan_before.wire_bytes() - wan_idle.wire_bytes();
+    let idle_bytes = wan_before.wire_bytes() - before.wan.wire_bytes();
     let background = u128::from(idle_bytes) * u128::from(moved_us) / u128::from(idle_us.max(1));
     let samples = control.samples();
     drop(control);
-    let mut self_check_errors = None;
-    if ended.resumed_us.is_some() {
-        progress.step(&format!("{name}: the guest checks all its memory"));
-        clock::pause(AFTER);
-        match target.control().and_then(|control| control.verify()) {
-            Ok(verified) => self_check_errors = Some(verified.errors),
-            Err(error) => {
-                ended.outcome = Outcome::Failed;
-                ended.reason = Some(format!("the guest is silent at the target: {error:#}"));
-            }
-        }
-    }
+    progress.step(&format!("{name}: the guest checks all its memory"));
+    let self_check_errors = match (ended.outcome, ended.resumed_us) {
+        (Outcome::Stayed, _) => self_check(&source, &mut ended),
+        (_, Some(_)) => self_check(&target, &mut ended),
+        (_, None) => None,
+    };
     let until_us = clock::epoch_us();
     let watched = watch.stop()?;
+    let beside = before.felt(&ended, moved_us)?;
     drop(flight);
+    let trace = trace(setting, &sides, &mut ended);
     keep_logs(lab, &setting.logs)?;
 
     let stopped_us = ended.stopped_us.unwrap_or(until_us);
-    let seen = watched.seen(observed_from_us, ended.started_us, stopped_us, until_us);
-    let share = figures::writes_share(&samples, observed_from_us, ended.started_us, stopped_us);
+    let seen = watched.seen(before.from_us, ended.started_us, stopped_us, until_us);
+    let share = figures::writes_share(&samples, before.from_us, ended.started_us, stopped_us);
     Ok(MigrationRun {
         wire_bytes: Some(wan_after.wire_bytes() - wan_before.wire_bytes()),
         wire_bytes_background: u64::try_from(background).ok(),
@@ -177,8 +174,83 @@ fn in_lab(
         queue_drops: Some(wan_after.queue_drops() - wan_before.queue_drops()),
         guest_writes_share: share,
         self_check_errors,
+        beside,
+        trace,
         ..figures_of(setting, ended, seen)
     })
+}
+
+/// What the product wrote down, if it was asked to. The whole of it is kept with the run's logs.
+fn trace(setting: &Setting<'_>, sides: &Sides<'_>, ended: &mut Ended) -> Option<Trace> {
+    if !setting.asked.trace || !matches!(setting.arm, Arm::Scaleaway { .. }) {
+        return None;
+    }
+    match Trace::read(&sides.trace_file()) {
+        Ok(trace) => Some(trace.thinned()),
+        Err(error) => {
+            ended.reason.get_or_insert(format!("no trace: {error:#}"));
+            None
+        }
+    }
+}
+
+/// The time before the start, when nothing moves yet.
+struct Before {
+    from_us: u64,
+    wan: WanCounters,
+    /// Other people's flows, and since when they had found their rate.
+    flows: Option<(Flowing, u64)>,
+}
+
+impl Before {
+    /// Begins whatever goes on beside the migration, and watches for a while.
+    fn observe(setting: &Setting<'_>, lab: &Lab, program: &Path) -> anyhow::Result<Self> {
+        let from_us = clock::epoch_us();
+        let wan = lab.wan.counters()?;
+        let flows = match &setting.scenario.beside {
+            Some(asked) => {
+                let flowing = Flowing::start(lab, asked, program)?;
+                clock::pause(beside::SETTLE);
+                let alone_from_us = clock::epoch_us();
+                clock::pause(beside::ALONE);
+                Some((flowing, alone_from_us))
+            }
+            None => {
+                clock::pause(BEFORE);
+                None
+            }
+        };
+        Ok(Self {
+            from_us,
+            wan,
+            flows,
+        })
+    }
+
+    /// Ends the flows; what they felt of the migration.
+    fn felt(&mut self, ended: &Ended, moved_us: u64) -> anyhow::Result<Option<Beside>> {
+        let Some((flowing, alone_from_us)) = self.flows.take() else {
+            return Ok(None);
+        };
+        let arrived_us = ended.completed_us.or(ended.resumed_us);
+        let to_us = arrived_us.unwrap_or(ended.started_us + moved_us);
+        let flown = flowing.stop()?;
+        let (alone, during) = ((alone_from_us, ended.started_us), (ended.started_us, to_us));
+        Ok(Some(flown.figures(alone, during)))
+    }
+}
+
+/// Wrong pages that the guest finds in its whole memory, a while after it arrived.
+fn self_check(guest: &Guest, ended: &mut Ended) -> Option<u64> {
+    clock::pause(AFTER);
+    match guest.control().and_then(|control| control.verify()) {
+        Ok(verified) => Some(verified.errors),
+        Err(error) => {
+            ended.outcome = Outcome::Failed;
+            ended.reason = Some(format!("the guest is silent afterwards: {error:#}"));
+            None
+        }
+    }
 }
 
 /// What follows from the events and from what the user saw.
@@ -208,6 +280,8 @@ fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen) -> MigrationRun {
         guest_writes_share: None,
         counter_resets: seen.resets,
         self_check_errors: None,
+        beside: None,
+        trace: None,
         report: ended.report,
     }
 }
@@ -264,6 +338,11 @@ fn fly(
     let started_us = clock::epoch_us();
     let began = clock::now();
     let mut ended = Ended::open(started_us);
+    if setting.arm == &Arm::None {
+        clock::pause(STAY);
+        ended.outcome = Outcome::Stayed;
+        return ended;
+    }
     if let Err(error) = flight.start(sides) {
         return Ended::failed(started_us, &error);
     }

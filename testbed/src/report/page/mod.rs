@@ -2,6 +2,7 @@
 
 mod chart;
 mod section;
+mod timeline;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -94,13 +95,21 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::example;
+    use super::super::{Beside, Point, Trace, example};
     use super::*;
 
-    /// A page with a move and a link: every tag that is opened is closed, nothing is fetched, a
+    /// A page with a move, flows beside it, its trace and a link: every tag that is opened is closed, nothing is fetched, a
     /// slowed guest is marked.
     #[test]
     fn whole_page() {
+        let trace = Trace {
+            points: vec![Point {
+                t_ms: 5.0,
+                rate_bps: Some(9e7),
+                ..Point::default()
+            }],
+            events: Vec::new(),
+        };
         let document = Document {
             schema: 1,
             kind: "migration".to_owned(),
@@ -112,6 +121,11 @@ mod tests {
                 example(),
                 MigrationRun {
                     arm: "scaleaway".to_owned(),
+                    beside: Some(Beside {
+                        tcp_share_of_alone: Some(0.75),
+                        ..Beside::default()
+                    }),
+                    trace: Some(trace),
                     ..example()
                 },
             ],
@@ -142,6 +156,13 @@ mod tests {
         for fetched in ["src=", "http", "url(", "@import"] {
             assert!(!page.contains(fetched), "{fetched}");
         }
-        assert!(page.contains("slowed") && page.contains("tcp-bbr"));
+        for said in [
+            "slowed",
+            "tcp-bbr",
+            "share of its rate before",
+            "rate, Mbit/s",
+        ] {
+            assert!(page.contains(said), "{said}");
+        }
     }
 }

@@ -3,10 +3,11 @@
 use serde_json::Value;
 
 use super::chart::{self, Bar, Stack};
+use super::timeline;
 use super::{Results, escape, number};
 use crate::link_run::LinkRun;
 use crate::report::{
-    Document, Encoded, FigureOf, MigrationRun, OURS, REFERENCE, Spread, Summary, summaries,
+    Beside, Document, Encoded, FigureOf, MigrationRun, OURS, REFERENCE, Spread, Summary, summaries,
 };
 
 /// What is shown of every arm, in this order.
@@ -110,15 +111,80 @@ pub(super) fn migration(document: &Document<MigrationRun>) -> String {
             &pages,
         ));
     }
+    charts.push_str(&beside(&all, &document.runs));
     format!(
         "<section id='{}'><h2>{}</h2><p>{}</p><div class='scroll'><table>{}</table></div>{}\
-         <div class='charts'>{charts}</div></section>\n",
+         <div class='charts'>{charts}</div>{}</section>\n",
         anchor(&document.scenario),
         escape(&document.scenario),
         escape(&setting(document)),
         rows(&all),
         notes(&all, &document.runs),
+        timelines(document),
     )
+}
+
+type FlowFigure = fn(&Beside) -> Option<f64>;
+
+/// What other people's flows felt of each arm; empty where there were none.
+fn beside(all: &[Summary], runs: &[MigrationRun]) -> String {
+    let figures: [(&str, FlowFigure); 5] = [
+        ("TCP stream beside it, Mbit/s", |beside| {
+            beside.during.tcp_bps.map(|rate| rate / 1e6)
+        }),
+        ("TCP stream, share of its rate before", |beside| {
+            beside.tcp_share_of_alone
+        }),
+        ("game beside it, one way, 95th percentile, ms", |beside| {
+            beside.during.udp_p95_ms
+        }),
+        ("game, lost, %", |beside| {
+            beside.during.udp_lost_share.map(|share| share * 100.0)
+        }),
+        ("ping beside it, 95th percentile, ms", |beside| {
+            beside.during.ping_p95_ms
+        }),
+    ];
+    let mut charts = String::new();
+    for (title, of) in figures {
+        let bars: Vec<Bar> = all
+            .iter()
+            .map(|summary| {
+                let of_arm = runs.iter().filter(|run| run.arm == summary.arm);
+                Bar {
+                    label: summary.arm.clone(),
+                    class: class(&summary.arm),
+                    value: Spread::of(of_arm.filter_map(|run| of(run.beside.as_ref()?))),
+                }
+            })
+            .collect();
+        if bars.iter().any(|bar| bar.value.is_some()) {
+            charts.push_str(&chart::bars(title, 1, &bars));
+        }
+    }
+    charts
+}
+
+/// Each run that has a trace, over time.
+fn timelines(document: &Document<MigrationRun>) -> String {
+    let asked_ms = document.asked["downtime_ms"].as_f64();
+    let mut text = String::new();
+    for run in &document.runs {
+        let Some(trace) = &run.trace else { continue };
+        let title = format!("{} {}", run.arm, run.repeat);
+        text.push_str(&format!(
+            "<h3>{}</h3>{}",
+            escape(&title),
+            timeline::chart(&title, trace, asked_ms)
+        ));
+    }
+    if !text.is_empty() {
+        text.push_str(
+            "<p>Thin lines are the rounds' boundaries; the dashed line across is the downtime that \
+             was asked for.</p>",
+        );
+    }
+    text
 }
 
 fn rows(all: &[Summary]) -> String {
@@ -189,16 +255,19 @@ fn bar(summary: &Summary, figure: &Figure) -> Bar {
         min: value.min / figure.unit,
         max: value.max / figure.unit,
     });
-    let class = match summary.arm.as_str() {
-        OURS => "ours",
-        arm if arm.starts_with(OURS) => "less",
-        _ => "other",
-    };
     let mark = if summary.slowed { " *" } else { "" };
     Bar {
         label: format!("{}{mark}", summary.arm),
-        class,
+        class: class(&summary.arm),
         value,
+    }
+}
+
+fn class(arm: &str) -> &'static str {
+    match arm {
+        OURS => "ours",
+        arm if arm.starts_with(OURS) => "less",
+        _ => "other",
     }
 }
 
