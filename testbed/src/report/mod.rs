@@ -17,7 +17,9 @@ pub use beside::{Beside, Flows};
 pub use folder::Folder;
 pub(crate) use folder::write;
 pub use page::{Results, page, write as write_page};
-pub use summary::{Encoded, FigureOf, OURS, REFERENCE, Spread, Summary, comparison, summaries};
+pub use summary::{
+    Encoded, FigureOf, NONE, OURS, REFERENCE, Spread, Summary, comparison, summaries,
+};
 pub use table::table;
 pub use trace::{Event, POINTS_MAX, Point, Range, Trace};
 
@@ -101,6 +103,10 @@ pub struct MigrationRun {
     pub ping_added_p95_ms: Option<f64>,
     /// The guest's write rate during the move over that before.
     pub guest_writes_share: Option<f64>,
+    /// After post-copy's RESUME and until its last page: the guest's write rate over that before the
+    /// move, as its user read it.
+    #[serde(default)]
+    pub guest_writes_share_after: Option<f64>,
     /// How often the user saw the service's counter fall or its connection break.
     pub counter_resets: Option<u64>,
     /// Pages that the guest found wrong in itself, after a sweep over all.
@@ -140,6 +146,7 @@ pub(crate) fn example() -> MigrationRun {
         ping_lost: Some(32),
         ping_added_p95_ms: Some(14.25),
         guest_writes_share: Some(0.85),
+        guest_writes_share_after: None,
         counter_resets: Some(0),
         self_check_errors: Some(0),
         beside: None,

@@ -6,6 +6,8 @@ use super::{MigrationRun, Outcome, WRITES_SHARE_MIN};
 
 /// The arm that others are compared with where a scenario has it.
 pub const REFERENCE: &str = "qemu-multifd-zstd";
+/// The arm in which the guest stays.
+pub const NONE: &str = "none";
 /// The arm that is compared.
 pub const OURS: &str = "scaleaway";
 

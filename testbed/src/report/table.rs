@@ -55,6 +55,12 @@ pub fn table(runs: &[MigrationRun]) -> String {
                 run.arm, run.repeat
             ));
         }
+        if let Some(share) = run.guest_writes_share_after {
+            text.push_str(&format!(
+                "{} {}: from RESUME to the last page the guest wrote at {share:.2} of its rate\n",
+                run.arm, run.repeat
+            ));
+        }
         if let Some(reason) = &run.reason {
             text.push_str(&format!("{} {}: {reason}\n", run.arm, run.repeat));
         }

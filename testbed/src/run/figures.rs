@@ -1,6 +1,7 @@
 //! Figures of a run out of what was observed; no clock and no I/O.
 
 use crate::guest::Counters;
+use crate::probe::CounterLog;
 
 /// Shortest span of counter lines that gives a rate.
 const SPAN_MIN_US: u64 = 500_000;
@@ -44,9 +45,41 @@ pub(super) fn writes_share(
     Some(during / before)
 }
 
+/// The guest's write rate after its RESUME, while its last pages are on their way, over that before
+/// the move; as its user read it. A guest that waits for pages says nothing, so time counts to the
+/// span's end whether it spoke or not.
+pub(super) fn writes_share_after(
+    read: &CounterLog,
+    before: (u64, u64),
+    resumed_us: u64,
+    completed_us: u64,
+) -> Option<f64> {
+    let samples: Vec<Counters> = read
+        .samples
+        .iter()
+        .map(|sample| Counters {
+            at_us: sample.at_us,
+            writes: sample.writes,
+            ..Counters::default()
+        })
+        .collect();
+    let at = |time_us: u64| {
+        let after = samples.partition_point(|sample| sample.at_us <= time_us);
+        samples.get(after.checked_sub(1)?).map(|last| last.writes)
+    };
+    if completed_us < resumed_us + SPAN_MIN_US {
+        return None;
+    }
+    let writes = u32::try_from(at(completed_us)?.checked_sub(at(resumed_us)?)?).ok()?;
+    let seconds = between_ms(resumed_us, completed_us)? / 1000.0;
+    let before = write_rate(&samples, before.0, before.1)?;
+    Some(f64::from(writes) / seconds / before)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::Sample;
 
     fn sample(at_ms: u64, writes: u64) -> Counters {
         Counters {
@@ -54,6 +87,28 @@ mod tests {
             writes,
             ..Counters::default()
         }
+    }
+
+    /// 100 writes a second before; two seconds of silence after RESUME, then 100 a second again.
+    #[test]
+    fn share_after() {
+        let at = |at_ms: u64, writes: u64| Sample {
+            at_us: at_ms * 1000,
+            writes,
+            ..Sample::default()
+        };
+        let samples = vec![
+            at(0, 0),
+            at(1000, 100),
+            at(2000, 200),
+            at(5000, 201),
+            at(7000, 401),
+        ];
+        let log = CounterLog { samples };
+        let share = |to_us: u64| writes_share_after(&log, (0, 2_000_000), 3_000_000, to_us);
+        assert_eq!(share(5_000_000), Some(0.005));
+        assert_eq!(share(7_000_000), Some(0.5025));
+        assert_eq!(share(3_100_000), None, "too short to say");
     }
 
     #[test]

@@ -167,12 +167,18 @@ fn in_lab(
     let stopped_us = ended.stopped_us.unwrap_or(until_us);
     let seen = watched.seen(before.from_us, ended.started_us, stopped_us, until_us);
     let share = figures::writes_share(&samples, before.from_us, ended.started_us, stopped_us);
+    let after = ended.resumed_us.zip(ended.completed_us);
+    let guest_writes_share_after = after.and_then(|(resumed_us, completed_us)| {
+        let before = (before.from_us, ended.started_us);
+        watched.writes_share_after(before, resumed_us, completed_us)
+    });
     Ok(MigrationRun {
         wire_bytes: Some(wan_after.wire_bytes() - wan_before.wire_bytes()),
         wire_bytes_background: u64::try_from(background).ok(),
         wire_bytes_delivered: Some(delivered(&wan_after) - delivered(&wan_before)),
         queue_drops: Some(wan_after.queue_drops() - wan_before.queue_drops()),
         guest_writes_share: share,
+        guest_writes_share_after,
         self_check_errors,
         beside,
         trace,
@@ -278,6 +284,7 @@ fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen) -> MigrationRun {
         ping_lost: seen.lost,
         ping_added_p95_ms: seen.added_p95_ms,
         guest_writes_share: None,
+        guest_writes_share_after: None,
         counter_resets: seen.resets,
         self_check_errors: None,
         beside: None,

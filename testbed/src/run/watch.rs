@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::figures;
 use crate::clock;
 use crate::lab::Lab;
 use crate::overlay::GUEST_ADDRESS;
@@ -67,6 +68,16 @@ impl Watch {
 }
 
 impl Watched {
+    /// See `figures`.
+    pub(super) fn writes_share_after(
+        &self,
+        before: (u64, u64),
+        resumed_us: u64,
+        completed_us: u64,
+    ) -> Option<f64> {
+        figures::writes_share_after(&self.counter, before, resumed_us, completed_us)
+    }
+
     /// Figures of a move that was observed from `observed_from_us`, started, stopped the guest
     /// (or never did) and was watched to the end.
     pub(super) fn seen(

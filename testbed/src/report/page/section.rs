@@ -7,7 +7,8 @@ use super::timeline;
 use super::{Results, escape, number};
 use crate::link_run::LinkRun;
 use crate::report::{
-    Beside, Document, Encoded, FigureOf, MigrationRun, OURS, REFERENCE, Spread, Summary, summaries,
+    Beside, Document, Encoded, FigureOf, MigrationRun, NONE, OURS, REFERENCE, Spread, Summary,
+    summaries,
 };
 
 /// What is shown of every arm, in this order.
@@ -88,10 +89,16 @@ pub(super) fn overview(results: &[Results]) -> String {
 /// One scenario: table, bars, and what crossed by encoding.
 pub(super) fn migration(document: &Document<MigrationRun>) -> String {
     let all = summaries(&document.runs);
+    // A guest that stayed has no figures of a move.
+    let moved: Vec<Summary> = all
+        .iter()
+        .filter(|summary| summary.arm != NONE)
+        .cloned()
+        .collect();
     let mut charts: String = FIGURES
         .iter()
         .map(|figure| {
-            let bars: Vec<Bar> = all.iter().map(|summary| bar(summary, figure)).collect();
+            let bars: Vec<Bar> = moved.iter().map(|summary| bar(summary, figure)).collect();
             chart::bars(figure.name, figure.digits, &bars)
         })
         .collect();
@@ -118,7 +125,7 @@ pub(super) fn migration(document: &Document<MigrationRun>) -> String {
         anchor(&document.scenario),
         escape(&document.scenario),
         escape(&setting(document)),
-        rows(&all),
+        rows(&moved),
         notes(&all, &document.runs),
         timelines(document),
     )

@@ -9,7 +9,7 @@ use crate::report::trace::{Point, Trace};
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 12.0;
-const TOP: f64 = 34.0;
+const TOP: f64 = 46.0;
 const PANEL_HEIGHT: f64 = 92.0;
 const PANEL_GAP: f64 = 26.0;
 /// Labels of events closer than this would lie on each other.
@@ -247,7 +247,8 @@ fn known(trace: &Trace, panel: &Panel) -> Vec<Vec<(f64, f64, f64)>> {
 }
 
 fn events(svg: &mut String, trace: &Trace, time: Time, bottom: f64) {
-    let mut free_from = 0.0;
+    // Two rows of words: what follows at once stands below.
+    let mut free_from = [0.0; 2];
     for event in &trace.events {
         // Rounds have lines of their own, without words.
         if event.event.starts_with("round") {
@@ -255,10 +256,11 @@ fn events(svg: &mut String, trace: &Trace, time: Time, bottom: f64) {
         }
         let x = time.at(event.t_ms);
         line(svg, "event", x, bottom);
-        if x >= free_from {
-            let x = x.min(WIDTH - LABEL_WIDTH);
-            text(svg, "muted", x + 3.0, 12.0, &event.event);
-            free_from = x + LABEL_WIDTH;
+        let x = x.min(WIDTH - LABEL_WIDTH);
+        if let Some(row) = free_from.iter().position(|from| x >= *from) {
+            let y = if row == 0 { 12.0 } else { 25.0 };
+            text(svg, "muted", x + 3.0, y, &event.event);
+            free_from[row] = x + LABEL_WIDTH;
         }
     }
 }
