@@ -55,9 +55,6 @@ pub(crate) enum VerifyArg {
 /// Options that `send` and `receive` share.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SessionArgs {
-    /// QEMU's monitor socket (started with -qmp unix:PATH,server=on,wait=off).
-    #[arg(long, value_name = "PATH")]
-    pub(crate) qmp: PathBuf,
     /// Whether pages are read from, or written into, memory that QEMU shares (a memfd or a file).
     #[arg(long, value_enum, default_value_t)]
     pub(crate) mapped: Mapped,

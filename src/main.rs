@@ -16,6 +16,12 @@ mod journal;
 mod kept;
 mod mapped;
 mod peer;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the probe is asked by its tests")
+)]
+mod plan;
+mod probe;
 mod progress;
 mod prove;
 mod relay;

@@ -124,8 +124,21 @@ impl Door {
     /// The next peer that is trusted and says what fits. A listener goes on waiting after it refused
     /// somebody; a dialer reports what it was told.
     pub(crate) async fn meet(&self, me: &Me, purpose: Purpose) -> anyhow::Result<Peer> {
+        self.meet_within(me, purpose, DIAL_MAX).await
+    }
+
+    /// The same; a dialer gives up after `patience`.
+    pub(crate) async fn meet_within(
+        &self,
+        me: &Me,
+        purpose: Purpose,
+        patience: Duration,
+    ) -> anyhow::Result<Peer> {
         match &self.way {
-            Way::Dial(host) => self.greet(self.dial(host).await?, me, purpose).await,
+            Way::Dial(host) => {
+                let connection = self.dial(host, patience).await?;
+                self.greet(connection, me, purpose).await
+            }
             Way::Listen(_) => loop {
                 let connection = self.endpoint.accept().await?;
                 let from = connection.remote_address();
@@ -142,7 +155,7 @@ impl Door {
         self.endpoint.close().await;
     }
 
-    async fn dial(&self, host: &str) -> anyhow::Result<Connection> {
+    async fn dial(&self, host: &str, patience: Duration) -> anyhow::Result<Connection> {
         let address = resolve(host).await?;
         let dialling = async {
             loop {
@@ -156,7 +169,7 @@ impl Door {
                 }
             }
         };
-        match tokio::time::timeout(DIAL_MAX, dialling).await {
+        match tokio::time::timeout(patience, dialling).await {
             Ok(dialled) => Ok(dialled?),
             Err(_) => bail!(
                 "{host} does not answer: is `scaleaway` waiting there, and does UDP pass the firewall?"

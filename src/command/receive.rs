@@ -1,6 +1,8 @@
-//! `scaleaway receive`: takes one guest into a QEMU that waits with `-incoming defer`.
+//! `scaleaway receive`: takes one guest into a QEMU that waits with `-incoming defer`, or answers
+//! probes alone.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,12 +11,19 @@ use transport::wire::Verify;
 
 use crate::cli::{PORT, SessionArgs, VerifyArg, listen_address};
 use crate::peer::Way;
+use crate::probe::{self, ProbeHost};
 use crate::state_dir::StateDir;
 use crate::target::{self, Options};
 
 /// Take one guest from a peer into a QEMU that was started with `-incoming defer`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReceiveArgs {
+    /// QEMU's monitor socket (started with -qmp unix:PATH,server=on,wait=off).
+    #[arg(long, value_name = "PATH", required_unless_present = "probe")]
+    qmp: Option<PathBuf>,
+    /// Take no guest: only answer `scaleaway plan`, of any VM unless --vm names one, until interrupted.
+    #[arg(long, conflicts_with_all = ["qmp", "paused", "report", "json", "hook"])]
+    probe: bool,
     #[command(flatten)]
     session: SessionArgs,
     /// Wait for the peer to dial [default: 0.0.0.0:7117].
@@ -40,20 +49,31 @@ pub(crate) async fn run(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
                 .unwrap_or(SocketAddr::from(([0, 0, 0, 0], PORT))),
         ),
     };
+    let verify = match args.verify {
+        VerifyArg::Off => Verify::Off,
+        VerifyArg::Sample => Verify::Sample,
+        VerifyArg::Full => Verify::Full,
+    };
     let session = args.session;
+    let state = StateDir::open(&session.state)?;
+    let Some(qmp) = args.qmp else {
+        let host = ProbeHost {
+            state,
+            verify,
+            qemu: String::new(),
+        };
+        probe::answer_all(way, session.peer.as_deref(), session.vm, &host).await?;
+        return Ok(ExitCode::SUCCESS);
+    };
     let done = target::run(Options {
-        state: StateDir::open(&session.state)?,
-        qmp: session.qmp,
+        state,
+        qmp,
         way,
         peer: session.peer,
         vm: session.vm,
         mapped: session.mapped,
         stay_paused: args.paused,
-        verify: match args.verify {
-            VerifyArg::Off => Verify::Off,
-            VerifyArg::Sample => Verify::Sample,
-            VerifyArg::Full => Verify::Full,
-        },
+        verify,
         report: session.report,
         json: session.json,
         hook: session.hook,

@@ -1,6 +1,7 @@
 //! `scaleaway send`: moves the guest of a QEMU to the peer's waiting one.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ use crate::state_dir::StateDir;
 /// Move the running guest of this QEMU to a peer that waits with `scaleaway receive`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SendArgs {
+    /// QEMU's monitor socket (started with -qmp unix:PATH,server=on,wait=off).
+    #[arg(long, value_name = "PATH")]
+    qmp: PathBuf,
     #[command(flatten)]
     session: SessionArgs,
     /// Dial the peer.
@@ -62,7 +66,7 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
     let session = args.session;
     let done = source::run(Options {
         state: StateDir::open(&session.state)?,
-        qmp: session.qmp,
+        qmp: args.qmp,
         way,
         peer: session.peer,
         vm: session.vm,

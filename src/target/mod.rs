@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use anyhow::bail;
 use transport::session::Outcome;
-use transport::wire::{AttemptId, Purpose, Role, Verify};
+use transport::wire::{AttemptId, Role, Verify};
 
 use crate::control::ControlSocket;
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{self, Journal};
 use crate::mapped::Mapped;
 use crate::peer::{Door, Me, Way, random};
+use crate::probe::{self, ProbeHost};
 use crate::settling;
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
@@ -65,8 +66,13 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
     if door.listens() {
         crate::progress::say(&format!("listening on {}", door.local_address()?));
     }
+    let host = ProbeHost {
+        state: options.state.clone(),
+        verify: options.verify,
+        qemu: vm.version().to_string(),
+    };
     let peer = tokio::select! {
-        peer = door.meet(&me, Purpose::Migrate) => peer,
+        peer = probe::meet(&door, &me, &host) => peer,
         () = signals.next() => bail!("interrupted before the peer came"),
     };
     let peer = match peer {

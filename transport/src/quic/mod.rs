@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One UDP socket serves both roles; whichever side dials, the guest may go either way. Reading
-//! order: `identity`, `tls`, `tuning`, `endpoint`, `connection`, `streams`, `congestion`.
+//! order: `identity`, `tls`, `tuning`, `endpoint`, `connection`, `streams`, `congestion`, `probe`.
 
 pub mod congestion;
 mod connection;
@@ -16,6 +16,7 @@ mod endpoint;
 mod error;
 mod fingerprint;
 mod identity;
+pub mod probe;
 mod streams;
 mod tls;
 mod tuning;

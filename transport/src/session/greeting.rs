@@ -1,10 +1,14 @@
 //! The first frame of each side, checked.
 
-use crate::wire::{AttemptId, Hello, PROTOCOL_VERSION, Role};
+use crate::wire::{AttemptId, Hello, PROTOCOL_VERSION, Purpose, Role};
 
 /// What both sides agreed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agreed {
+    /// What the connection is for: what both want, or the probe that one of them came with.
+    pub purpose: Purpose,
+    /// UUID or name of the VM.
+    pub vm: String,
     /// Feature bits that both have.
     pub features: u64,
     /// The attempt, as the source named it.
@@ -27,19 +31,20 @@ pub fn greet(mine: &Hello, theirs: &Hello) -> Result<Agreed, String> {
             theirs.version
         ));
     }
-    if theirs.purpose != mine.purpose {
-        return Err(format!(
-            "peer wants to {:?}, this side to {:?}: run the matching verbs on both hosts",
-            theirs.purpose, mine.purpose
-        ));
-    }
+    let (source, target) = match mine.role {
+        Role::Source => (mine.purpose, theirs.purpose),
+        Role::Target => (theirs.purpose, mine.purpose),
+    };
+    let purpose = common_purpose(source, target)?;
     if theirs.role == mine.role {
         return Err(format!(
             "both sides are the {}: run `send` where the guest is and `receive` where it goes",
             role_name(mine.role)
         ));
     }
-    if theirs.vm != mine.vm {
+    // A target that only answers probes has no VM.
+    let for_any_vm = target == Purpose::Probe && (mine.vm.is_empty() || theirs.vm.is_empty());
+    if theirs.vm != mine.vm && !for_any_vm {
         return Err(format!(
             "VM names differ: {:?} here, {:?} at the peer; start target QEMU with the source's -uuid, or give the same --vm on both sides",
             mine.vm, theirs.vm
@@ -53,11 +58,33 @@ pub fn greet(mine: &Hello, theirs: &Hello) -> Result<Agreed, String> {
         return Err("the source named no attempt".into());
     }
     Ok(Agreed {
+        purpose,
+        vm: if mine.vm.is_empty() {
+            &theirs.vm
+        } else {
+            &mine.vm
+        }
+        .clone(),
         features: mine.features & theirs.features,
         attempt,
         peer_incarnation: theirs.incarnation,
         peer_software: theirs.software.clone(),
     })
+}
+
+/// A target that waits for a guest answers probes too; all else must be the same on both sides.
+fn common_purpose(source: Purpose, target: Purpose) -> Result<Purpose, String> {
+    match (source, target) {
+        (Purpose::Probe, Purpose::Migrate | Purpose::Probe) => Ok(Purpose::Probe),
+        (Purpose::Migrate, Purpose::Probe) => Err(
+            "the target only answers probes (`receive --probe`): start `scaleaway receive --qmp PATH` there"
+                .into(),
+        ),
+        (Purpose::Migrate, Purpose::Migrate) | (Purpose::Settle, Purpose::Settle) => Ok(source),
+        (Purpose::Settle, _) | (_, Purpose::Settle) => Err(format!(
+            "the source wants to {source:?}, the target to {target:?}: run the matching verbs on both hosts"
+        )),
+    }
 }
 
 fn role_name(role: Role) -> &'static str {
@@ -98,6 +125,37 @@ mod tests {
         };
         let agreed = greet(&target, &source).unwrap();
         assert_eq!((agreed.attempt, agreed.features), (source.attempt, 2));
+    }
+
+    /// A waiting target answers a probe of its VM; one that has no VM answers any, and takes no guest.
+    #[test]
+    fn probes() {
+        let probing = Hello {
+            purpose: Purpose::Probe,
+            ..hello(Role::Source)
+        };
+        let waiting = hello(Role::Target);
+        assert_eq!(greet(&waiting, &probing).unwrap().purpose, Purpose::Probe);
+        assert_eq!(greet(&probing, &waiting).unwrap().purpose, Purpose::Probe);
+        let answering = Hello {
+            purpose: Purpose::Probe,
+            vm: String::new(),
+            ..hello(Role::Target)
+        };
+        assert_eq!(greet(&answering, &probing).unwrap().purpose, Purpose::Probe);
+        assert_eq!(greet(&probing, &answering).unwrap().purpose, Purpose::Probe);
+        let refusal = greet(&answering, &hello(Role::Source)).unwrap_err();
+        assert!(refusal.contains("only answers probes"), "{refusal}");
+        let settling = Hello {
+            purpose: Purpose::Settle,
+            ..hello(Role::Target)
+        };
+        assert!(greet(&settling, &probing).is_err());
+        let other = Hello {
+            vm: "other".into(),
+            ..probing
+        };
+        assert!(greet(&waiting, &other).is_err());
     }
 
     /// Each difference that matters is refused.

@@ -19,6 +19,7 @@
 
 mod greeting;
 mod precopy;
+pub mod probe;
 mod settle;
 pub mod source;
 pub mod target;

@@ -13,6 +13,9 @@
 //!  <- Running | Refused | NeverRan
 //!  -> Settled  <- Settled    both journals closed
 //! ```
+//!
+//! A probe (`Purpose::Probe`) has a short one: Hello <-> Hello, <- Ready, -> Probe, <- LayoutTaken,
+//! -> filler on the lanes, <- Progress, -> Query, <- Known; the source closes.
 
 use std::fmt;
 
@@ -40,6 +43,8 @@ pub enum Purpose {
     Migrate,
     /// Only to settle an attempt after Commit (`resolve`, or a waiting `send`/`receive`).
     Settle,
+    /// The source measures before a move; nothing is moved, and the target goes on waiting.
+    Probe,
 }
 
 /// First frame of each side.
@@ -86,7 +91,7 @@ impl fmt::Debug for Hello {
 }
 
 /// Version of this protocol.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// How the target wants memory to be proved (S10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +197,13 @@ pub enum Frame {
         basis: Bytes,
         /// What the source may refer to.
         offer: Offer,
+    },
+    /// Source of a probe: digests of some ranges of its replica, keyed with the nonce. The answer is a
+    /// LayoutTaken with a bit for each of them.
+    Probe {
+        /// Number of a range and its digest, at most
+        /// [`limits::PROBE_MAX_RANGES`](super::limits::PROBE_MAX_RANGES).
+        ranges: Vec<(u32, [u8; 16])>,
     },
     /// Source: does the target hold pages with these hashes elsewhere?
     Query {
@@ -304,6 +316,7 @@ impl Frame {
             Frame::Relay => "Relay",
             Frame::Basis { .. } => "Basis",
             Frame::LayoutTaken { .. } => "LayoutTaken",
+            Frame::Probe { .. } => "Probe",
             Frame::Query { .. } => "Query",
             Frame::Known { .. } => "Known",
             Frame::Missing { .. } => "Missing",

@@ -24,3 +24,11 @@ pub const BASIS_MAX_DIGESTS: usize = 1 << 15;
 pub const QUERY_MAX_PAGES: usize = 1 << 13;
 /// Most runs of one Missing frame.
 pub const MISSING_MAX_RUNS: usize = 1 << 10;
+/// Most ranges of one Probe frame.
+pub const PROBE_MAX_RANGES: usize = 1 << 12;
+/// Most bytes of filler that a target takes on the lanes of one probe.
+pub const PROBE_MAX_BYTES: u64 = 1 << 30;
+/// Most questions that a target answers in one probe.
+pub const PROBE_MAX_QUESTIONS: u64 = 1 << 16;
+/// Longest probe that a target answers, in milliseconds.
+pub const PROBE_MAX_MS: u64 = 8_000;

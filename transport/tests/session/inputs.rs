@@ -284,6 +284,12 @@ fn target_frames() -> Vec<Named<target::Input>> {
                 prefixes: vec![[6; 8]],
             }),
         ),
+        (
+            "Frame Probe",
+            frame(Frame::Probe {
+                ranges: vec![(0, [5; 16])],
+            }),
+        ),
         ("Frame Relay", frame(Frame::Relay)),
         ("Frame Stopped", frame(Frame::Stopped)),
         ("Frame Tail", frame(tail())),

@@ -54,7 +54,7 @@ fn hello() -> impl Strategy<Value = Hello> {
     let numbers = (any::<u16>(), any::<u64>(), any::<u64>());
     let kinds = (
         select(vec![Role::Source, Role::Target]),
-        select(vec![Purpose::Migrate, Purpose::Settle]),
+        select(vec![Purpose::Migrate, Purpose::Settle, Purpose::Probe]),
     );
     let secrets = (any::<Option<[u8; 16]>>(), any::<Option<[u8; 32]>>());
     (numbers, kinds, text(), attempt(), secrets, text()).prop_map(
@@ -141,6 +141,8 @@ fn references() -> impl Strategy<Value = Frame> {
             list(any::<Option<u32>>(), limits::QUERY_MAX_PAGES)
         )
             .prop_map(|(first, numbers)| Frame::Known { first, numbers }),
+        list((any::<u32>(), any::<[u8; 16]>()), limits::PROBE_MAX_RANGES)
+            .prop_map(|ranges| Frame::Probe { ranges }),
         list(run(), limits::MISSING_MAX_RUNS).prop_map(|runs| Frame::Missing { runs }),
     ]
 }

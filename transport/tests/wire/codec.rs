@@ -61,6 +61,7 @@ proptest! {
             Frame::Tail { .. }
                 | Frame::Basis { .. }
                 | Frame::LayoutTaken { .. }
+                | Frame::Probe { .. }
                 | Frame::Query { .. }
                 | Frame::Missing { .. }
         );
@@ -74,7 +75,7 @@ proptest! {
     /// Any bytes: frames, an error or a wait for more; never a panic.
     #[test]
     fn any_bytes_are_survived(
-        kind in 0_u8..24,
+        kind in 0_u8..36,
         body in prop::collection::vec(any::<u8>(), 0..200),
         after in prop::collection::vec(any::<u8>(), 0..200),
     ) {

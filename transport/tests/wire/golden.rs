@@ -93,6 +93,10 @@ fn references_wire_format() {
     check(Frame::Basis { digests: vec![[0xaa; 16], [0xbb; 16]] }, &[
         &[0, 0, 0, 33, 0x12], &[0xaa; 16], &[0xbb; 16],
     ]);
+    check(Frame::Probe { ranges: vec![(3, [0xaa; 16])] }, &[
+        &[0, 0, 0, 21, 0x20],
+        &[0, 0, 0, 3], &[0xaa; 16],                        // range 3 and its digest
+    ]);
     check(Frame::Query { first: 8, prefixes: vec![[0xaa; 8], [0xbb; 8]] }, &[
         &[0, 0, 0, 21, 0x13],
         &[0, 0, 0, 8],                                     // the first has number 8

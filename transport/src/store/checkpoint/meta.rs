@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Opening, Settled};
-use crate::block::Layout;
+use crate::block::{BlockSpec, Layout};
 use crate::store::whole_file;
 
 /// Version of the form.
@@ -67,7 +67,7 @@ pub struct Meta {
 
 impl Meta {
     pub(super) fn begin(opening: &Opening, layout: &Layout) -> Self {
-        let block = |spec: &crate::block::BlockSpec| Block {
+        let block = |spec: &BlockSpec| Block {
             name: spec.name.clone(),
             pages: spec.pages,
         };
@@ -89,6 +89,15 @@ impl Meta {
     pub fn image_bytes(&self) -> u64 {
         let pages: u64 = self.blocks.iter().map(|block| u64::from(block.pages)).sum();
         pages * crate::block::PAGE_SIZE as u64
+    }
+
+    /// The block list of the image.
+    pub(super) fn blocks(&self) -> Vec<BlockSpec> {
+        let spec = |block: &Block| BlockSpec {
+            name: block.name.clone(),
+            pages: block.pages,
+        };
+        self.blocks.iter().map(spec).collect()
     }
 
     /// Whether both are of one VM, peer and block list.

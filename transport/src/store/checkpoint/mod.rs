@@ -12,6 +12,7 @@
 
 mod limits;
 mod meta;
+mod peek;
 mod wipe;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};

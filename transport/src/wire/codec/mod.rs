@@ -36,6 +36,7 @@ mod kind {
     pub(super) const QUERY: u8 = 19;
     pub(super) const KNOWN: u8 = 20;
     pub(super) const MISSING: u8 = 21;
+    pub(super) const PROBE: u8 = 32;
 }
 
 /// Cuts a control stream into frames, however it is split. Holds at most one frame and what the

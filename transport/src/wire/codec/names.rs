@@ -25,7 +25,7 @@ impl Coded for Role {
 }
 
 impl Coded for Purpose {
-    const CODES: &'static [(Self, u8)] = &[(Self::Migrate, 1), (Self::Settle, 2)];
+    const CODES: &'static [(Self, u8)] = &[(Self::Migrate, 1), (Self::Settle, 2), (Self::Probe, 3)];
 }
 
 impl Coded for Verify {
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn every_value_has_its_number() {
         check(&[Role::Source, Role::Target]);
-        check(&[Purpose::Migrate, Purpose::Settle]);
+        check(&[Purpose::Migrate, Purpose::Settle, Purpose::Probe]);
         check(&[Verify::Off, Verify::Sample, Verify::Full]);
         check(&[RunState::Running, RunState::Paused]);
         check(&[

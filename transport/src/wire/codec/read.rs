@@ -7,7 +7,7 @@ use super::names::Coded;
 use crate::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
 use crate::wire::limits::{
     BASIS_MAX_DIGESTS, BASIS_MAX_RANGES, BLOCKS_MAX, FRAME_MAX_BYTES, HEAD_MAX_BYTES,
-    MISSING_MAX_RUNS, QUERY_MAX_PAGES, TEXT_MAX_BYTES,
+    MISSING_MAX_RUNS, PROBE_MAX_RANGES, QUERY_MAX_PAGES, TEXT_MAX_BYTES,
 };
 use crate::wire::{AttemptId, Frame, Hello, Offer, WireError};
 
@@ -86,6 +86,17 @@ fn reference(kind: u8, body: &mut Body) -> Result<Frame, WireError> {
             digests: body.list("digests", BASIS_MAX_DIGESTS)?,
         }),
         kind::LAYOUT_TAKEN => layout_taken(body),
+        kind::PROBE => Ok(Frame::Probe {
+            ranges: body
+                .list::<20>("ranges", PROBE_MAX_RANGES)?
+                .into_iter()
+                .map(|entry| {
+                    let (range, digest) = entry.split_first_chunk().expect("20 bytes hold four");
+                    let digest = digest.first_chunk().expect("16 bytes are left");
+                    (u32::from_be_bytes(*range), *digest)
+                })
+                .collect(),
+        }),
         kind::QUERY => Ok(Frame::Query {
             first: body.u32("first")?,
             prefixes: body.list("questions", QUERY_MAX_PAGES)?,

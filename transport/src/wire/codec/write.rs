@@ -7,7 +7,7 @@ use super::names::Coded;
 use crate::block::{BlockSpec, Root, index, length_u16, length_u32};
 use crate::wire::limits::{
     BASIS_MAX_DIGESTS, BASIS_MAX_RANGES, BLOCKS_MAX, FRAME_MAX_BYTES, HEAD_MAX_BYTES,
-    MISSING_MAX_RUNS, QUERY_MAX_PAGES, TEXT_MAX_BYTES,
+    MISSING_MAX_RUNS, PROBE_MAX_RANGES, QUERY_MAX_PAGES, TEXT_MAX_BYTES,
 };
 use crate::wire::{AttemptId, Frame, Hello, Verdict, WireError};
 
@@ -52,11 +52,6 @@ impl Frame {
                 put_layout(head, blocks, out)?;
                 out.put_u32(*basis_ranges);
             }
-            Self::Basis { .. }
-            | Self::LayoutTaken { .. }
-            | Self::Query { .. }
-            | Self::Known { .. }
-            | Self::Missing { .. } => return self.put_reference(out),
             Self::Relay | Self::Stopped | Self::Running => {}
             Self::Progress { applied_bytes } => {
                 applied_bytes.iter().for_each(|bytes| out.put_u64(*bytes));
@@ -74,17 +69,7 @@ impl Frame {
                 missing_taken,
             } => put_final(root, (*barrier, *tail_bytes, *missing_taken), out),
             Self::Loaded { root } => out.put_slice(&root.0),
-            Self::Commit {
-                attempt,
-                target_incarnation,
-                root,
-                run_state,
-            } => {
-                out.put_slice(&attempt.0);
-                out.put_u64(*target_incarnation);
-                out.put_slice(&root.0);
-                out.put_u8(run_state.code());
-            }
+            Self::Commit { .. } => self.put_commit(out),
             Self::Answer {
                 attempt,
                 verdict,
@@ -98,10 +83,31 @@ impl Frame {
             Self::Settled { attempt } => out.put_slice(&attempt.0),
             Self::Abort { code, detail } => {
                 out.put_u8(code.code());
-                put_text("detail", detail, out)?;
+                return put_text("detail", detail, out);
             }
+            Self::Basis { .. }
+            | Self::LayoutTaken { .. }
+            | Self::Probe { .. }
+            | Self::Query { .. }
+            | Self::Known { .. }
+            | Self::Missing { .. } => return self.put_reference(out),
         }
         Ok(())
+    }
+
+    fn put_commit(&self, out: &mut BytesMut) {
+        if let Self::Commit {
+            attempt,
+            target_incarnation,
+            root,
+            run_state,
+        } = self
+        {
+            out.put_slice(&attempt.0);
+            out.put_u64(*target_incarnation);
+            out.put_slice(&root.0);
+            out.put_u8(run_state.code());
+        }
     }
 
     /// What the two sides hold already.
@@ -120,6 +126,13 @@ impl Frame {
                 out.put_u32(offer.known_pages);
                 bounded("basis", basis.len(), index(BASIS_MAX_RANGES / 8))?;
                 out.put_slice(basis);
+            }
+            Self::Probe { ranges } => {
+                bounded("ranges", ranges.len(), PROBE_MAX_RANGES)?;
+                for (range, digest) in ranges {
+                    out.put_u32(*range);
+                    out.put_slice(digest);
+                }
             }
             Self::Query { first, prefixes } => {
                 bounded("questions", prefixes.len(), QUERY_MAX_PAGES)?;
@@ -150,6 +163,7 @@ impl Frame {
             Self::Layout { .. } => kind::LAYOUT,
             Self::Basis { .. } => kind::BASIS,
             Self::LayoutTaken { .. } => kind::LAYOUT_TAKEN,
+            Self::Probe { .. } => kind::PROBE,
             Self::Query { .. } => kind::QUERY,
             Self::Known { .. } => kind::KNOWN,
             Self::Missing { .. } => kind::MISSING,

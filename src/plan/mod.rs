@@ -1,0 +1,3 @@
+//! What a move would be like, found out before it begins.
+
+pub(crate) mod link;
