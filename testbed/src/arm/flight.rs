@@ -340,8 +340,9 @@ fn words(list: &[&str]) -> Vec<String> {
 fn last_line(running: &Running) -> String {
     let output = running.output();
     // A progress line is overwritten by carriage returns.
-    let line = output
-        .split(['\n', '\r'])
-        .rfind(|line| !line.trim().is_empty());
-    line.unwrap_or_default().trim().to_owned()
+    let lines = || output.split(['\n', '\r']);
+    // A wrong word is named before the advice to look for help.
+    let refused = lines().find(|line| line.starts_with("error: "));
+    let last = lines().rfind(|line| !line.trim().is_empty());
+    refused.or(last).unwrap_or_default().trim().to_owned()
 }

@@ -168,6 +168,8 @@ impl Machine {
         let file = |name: &str| files.join(name).display().to_string();
         let mut arguments: Vec<String> = Vec::new();
         let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        // The migration's thread is known by its name, for its CPU time.
+        add("-name", "debug-threads=on".to_owned());
         add("-M", "q35,memory-backend=pc.ram".to_owned());
         add("-object", backend);
         if self.virtio_mem {

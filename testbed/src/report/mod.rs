@@ -59,6 +59,17 @@ pub enum Outcome {
     Stayed,
 }
 
+/// Cores that the source's QEMU took, the guest's own among them.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct SourceCpu {
+    /// Before the start.
+    pub cores_before: Option<f64>,
+    /// While it moved.
+    pub cores_during: Option<f64>,
+    /// The thread that sends pages, or holds at the end of a pass; a part of `cores_during`.
+    pub migration_thread_cores: Option<f64>,
+}
+
 /// One migration.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct MigrationRun {
@@ -115,6 +126,9 @@ pub struct MigrationRun {
     /// `wire_bytes` too.
     #[serde(default)]
     pub beside: Option<Beside>,
+    /// Cores that the source's QEMU took.
+    #[serde(default)]
+    pub source_cpu: Option<SourceCpu>,
     /// What the product saw and decided on the way, where it was asked for that.
     #[serde(default)]
     pub trace: Option<Trace>,
@@ -150,6 +164,7 @@ pub(crate) fn example() -> MigrationRun {
         counter_resets: Some(0),
         self_check_errors: Some(0),
         beside: None,
+        source_cpu: None,
         trace: None,
         report: None,
     }

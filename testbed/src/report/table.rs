@@ -1,6 +1,6 @@
 //! Runs as a table for people.
 
-use super::summary::{comparison, is_slowed};
+use super::summary::{Spread, comparison, is_slowed, summaries};
 use super::{MigrationRun, Outcome};
 
 const COLUMNS: [&str; 12] = [
@@ -66,7 +66,34 @@ pub fn table(runs: &[MigrationRun]) -> String {
         }
     }
     text.push_str(&super::beside::table(runs));
+    text.push_str(&source_cpu(runs));
     text.push_str(&comparison(runs));
+    text
+}
+
+/// What the move cost the source's CPU, by arm; empty where it was not measured.
+fn source_cpu(runs: &[MigrationRun]) -> String {
+    let mut text = String::new();
+    for summary in summaries(runs) {
+        let of_arm = || {
+            let of_arm = runs.iter().filter(|run| run.arm == summary.arm);
+            of_arm.filter_map(|run| run.source_cpu)
+        };
+        let median = |values: Vec<f64>| Spread::of(values.into_iter()).map(|spread| spread.median);
+        let before = median(of_arm().filter_map(|cpu| cpu.cores_before).collect());
+        let during = median(of_arm().filter_map(|cpu| cpu.cores_during).collect());
+        let (Some(before), Some(during)) = (before, during) else {
+            continue;
+        };
+        let threads = of_arm().filter_map(|cpu| cpu.migration_thread_cores);
+        let thread = median(threads.collect()).map_or(String::new(), |cores| {
+            format!(", of it {cores:.3} of its migration's thread")
+        });
+        text.push_str(&format!(
+            "{}: source QEMU took {before:.2} cores before, {during:.2} during{thread}\n",
+            summary.arm
+        ));
+    }
     text
 }
 
@@ -105,18 +132,24 @@ fn row(run: &MigrationRun) -> [String; COLUMNS.len()] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::example;
+    use super::super::{SourceCpu, example};
     use super::*;
 
     /// Columns line up, what was not measured is a dash, a slowed guest is marked and explained.
     #[test]
     fn rows() {
+        let cpu = SourceCpu {
+            cores_before: Some(0.25),
+            cores_during: Some(0.5),
+            migration_thread_cores: Some(0.125),
+        };
         let failed = MigrationRun {
             arm: "scaleaway".to_owned(),
             outcome: Outcome::NotArrived,
             total_ms: None,
             guest_writes_share: Some(1.0),
             outage_ms: Some(5100.0),
+            source_cpu: Some(cpu),
             ping_late: Some(170),
             reason: Some("180 s are over".to_owned()),
             ..example()
@@ -136,5 +169,10 @@ mod tests {
              is 5100 ms"
         );
         assert_eq!(lines[6], "scaleaway 1: 180 s are over");
+        assert_eq!(
+            lines[7],
+            "scaleaway: source QEMU took 0.25 cores before, 0.50 during, of it 0.125 of its \
+             migration's thread"
+        );
     }
 }

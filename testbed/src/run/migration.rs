@@ -8,6 +8,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 use super::beside::{self, Flowing};
+use super::cpu::CpuWatch;
 use super::figures;
 use super::watch::{Seen, Watch};
 use crate::arm::{Arm, Asked, Flight, Sides, TRACE};
@@ -135,13 +136,16 @@ fn in_lab(
     };
     let mut flight = Flight::prepare(setting.arm, &sides);
     progress.step(&format!("{name}: watching the guest before the start"));
+    let mut cpu = CpuWatch::new(source.pid());
     let mut before = Before::observe(setting, lab, &program)?;
 
     let wan_before = lab.wan.counters()?;
     progress.step(&format!("{name}: moving"));
     let idle_us = clock::epoch_us() - before.from_us;
     let mut ended = match &mut flight {
-        Ok(flight) => fly(setting, flight, &sides, name, progress),
+        Ok(flight) => fly(setting, flight, &sides, &mut cpu, &|said| {
+            progress.detail(&format!("{name}: {said}"))
+        }),
         // An arm that cannot even begin is a result too.
         Err(error) => Ended::failed(clock::epoch_us(), error),
     };
@@ -181,6 +185,7 @@ fn in_lab(
         guest_writes_share_after,
         self_check_errors,
         beside,
+        source_cpu: Some(cpu.figures(rustix::param::clock_ticks_per_second())),
         trace,
         ..figures_of(setting, ended, seen)
     })
@@ -288,6 +293,7 @@ fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen) -> MigrationRun {
         counter_resets: seen.resets,
         self_check_errors: None,
         beside: None,
+        source_cpu: None,
         trace: None,
         report: ended.report,
     }
@@ -334,8 +340,8 @@ fn fly(
     setting: &Setting<'_>,
     flight: &mut Flight,
     sides: &Sides<'_>,
-    name: &str,
-    progress: &Progress,
+    cpu: &mut CpuWatch,
+    say: &dyn Fn(&str),
 ) -> Ended {
     let limit = if setting.scenario.link_name == SLOW_LINK {
         LIMIT_SLOW_LINK
@@ -345,6 +351,7 @@ fn fly(
     let started_us = clock::epoch_us();
     let began = clock::now();
     let mut ended = Ended::open(started_us);
+    cpu.start();
     if setting.arm == &Arm::None {
         clock::pause(STAY);
         ended.outcome = Outcome::Stayed;
@@ -361,10 +368,11 @@ fn fly(
         {
             break Some(event);
         }
+        cpu.look();
         match flight.check(sides) {
             Ok(state) => {
                 let seconds = began.elapsed().as_secs();
-                progress.detail(&format!("{name}: {seconds} s, {state}"));
+                say(&format!("{seconds} s, {state}"));
             }
             Err(error) => {
                 // It may have arrived between the two looks.

@@ -1,6 +1,7 @@
 //! Runs of a scenario: every arm and repeat from the same saved state, each in a lab of its own.
 
 mod beside;
+mod cpu;
 mod figures;
 mod migration;
 mod watch;
