@@ -11,7 +11,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -79,6 +79,8 @@ pub(crate) struct Capture {
 struct Counters {
     announced_pages: AtomicU64,
     era: AtomicU32,
+    /// QEMU syncs without a pause: ends of passes tell nothing.
+    is_armed: AtomicBool,
     spool: Mutex<Option<Arc<Spool>>>,
 }
 
@@ -125,6 +127,11 @@ impl Capture {
     /// Ends of passes that are read from here on belong to the next era.
     pub(crate) fn next_era(&self) {
         self.counters.era.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether QEMU syncs without a pause: then nobody is told of the ends of its passes.
+    pub(crate) fn set_armed(&self, is_armed: bool) {
+        self.counters.is_armed.store(is_armed, Ordering::Release);
     }
 
     /// The only door of the return path (S4): messages of ours, never forwarded bytes.
@@ -480,6 +487,10 @@ impl Reader {
     }
 
     fn pass_part(&mut self, pages: u64) -> Result<(), CaptureError> {
+        if self.counters.is_armed.load(Ordering::Acquire) {
+            (self.pass_pages, self.empty_sections) = (0, 0);
+            return Ok(());
+        }
         if pages > 0 {
             self.pass_pages += pages;
             self.empty_sections = 0;

@@ -29,6 +29,8 @@ pub(crate) enum Verb {
     Receive(command::receive::ReceiveArgs),
     Send(command::send::SendArgs),
     Status(command::status::StatusArgs),
+    Set(command::set::SetArgs),
+    Abort(command::set::AbortArgs),
     Resolve(command::resolve::ResolveArgs),
     Checkpoint(command::checkpoint::CheckpointArgs),
     Content(command::content::ContentArgs),

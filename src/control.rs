@@ -5,6 +5,7 @@
 //! {"command":"status"}                    -> the latest progress object
 //! {"command":"set","downtime_ms":500}     -> {"ok":true}
 //! {"command":"set","max_bandwidth_bps":0} -> {"ok":true}     0 = no cap
+//! {"command":"set","when_stuck":"force"}  -> {"ok":true}
 //! {"command":"abort"}                     -> {"ok":true} or {"ok":false,"error":"..."}
 //! ```
 
@@ -12,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -29,15 +30,24 @@ const LONGEST_KIND: &str = "incoming";
 const WAITING_MAX: usize = 16;
 
 /// What an operator asks.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "command", deny_unknown_fields)]
 pub(crate) enum Command {
     Status,
-    Set {
-        downtime_ms: Option<u64>,
-        max_bandwidth_bps: Option<u64>,
-    },
+    Set(Setting),
     Abort,
+}
+
+/// What is changed; the rest stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Setting {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) downtime_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_bandwidth_bps: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) when_stuck: Option<String>,
 }
 
 /// A request and where its answer goes.
@@ -45,6 +55,27 @@ pub(crate) enum Command {
 pub(crate) struct Request {
     pub(crate) command: Command,
     pub(crate) answer: oneshot::Sender<serde_json::Value>,
+}
+
+/// Asks the running `send` or `receive` of this VM.
+pub(crate) async fn call(
+    state: &StateDir,
+    vm: &str,
+    command: &Command,
+) -> anyhow::Result<serde_json::Value> {
+    let path = socket_path(state, vm, "sock")?;
+    let stream = UnixStream::connect(&path).await.with_context(|| {
+        format!("no send or receive of {vm} runs with this state dir: `scaleaway status` lists what is known")
+    })?;
+    let (reader, mut writer) = stream.into_split();
+    let line = serde_json::to_string(command)? + "\n";
+    writer.write_all(line.as_bytes()).await?;
+    let mut answer = String::new();
+    BufReader::new(reader)
+        .take(LINE_MAX_BYTES)
+        .read_line(&mut answer)
+        .await?;
+    serde_json::from_str(&answer).context("the migration ended before it answered")
 }
 
 /// The listening socket; its file goes with it.

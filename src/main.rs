@@ -32,6 +32,7 @@ mod signals;
 mod source;
 mod state_dir;
 mod tally;
+mod trace;
 mod target;
 mod trust;
 mod vm;
@@ -80,6 +81,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Verb::Receive(args) => command::receive::run(args).await,
             Verb::Send(args) => command::send::run(args).await,
             Verb::Status(args) => command::status::run(&args),
+            Verb::Set(args) => command::set::set(args).await,
+            Verb::Abort(args) => command::set::abort(args).await,
             Verb::Resolve(args) => command::resolve::run(args).await,
             Verb::Checkpoint(args) => command::checkpoint::run(&args),
             Verb::Content(args) => command::content::run(&args),

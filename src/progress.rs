@@ -23,6 +23,10 @@ pub(crate) struct Snapshot {
     pub(crate) elapsed_ms: u64,
     /// 0 to 100, never falls.
     pub(crate) percent: u8,
+    /// Pre-copy does not get on: a downtime of so many ms would do.
+    pub(crate) stuck_needs_ms: Option<u64>,
+    /// How much the guest's processors are slowed, in percent.
+    pub(crate) throttle_percent: u8,
 }
 
 /// Shows snapshots.
@@ -114,6 +118,12 @@ fn line(snapshot: &Snapshot) -> String {
     if let Some((low, high)) = snapshot.eta_s {
         parts.push(format!("{low:.0}-{high:.0} s"));
     }
+    if snapshot.throttle_percent > 0 {
+        parts.push(format!("guest slowed by {} %", snapshot.throttle_percent));
+    }
+    if let Some(ms) = snapshot.stuck_needs_ms {
+        parts.push(format!("does not converge: --downtime {ms} would do"));
+    }
     parts.join(", ")
 }
 
@@ -152,6 +162,8 @@ mod tests {
                 eta_s: None,
                 elapsed_ms: 0,
                 percent,
+                stuck_needs_ms: None,
+                throttle_percent: 0,
             };
             progress.show(now, &mut snapshot, false);
             shown.push(snapshot.percent);

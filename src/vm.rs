@@ -92,7 +92,8 @@ impl Vm {
             (Capability::Xbzrle, false),
             (Capability::Multifd, false),
             (Capability::PostcopyRam, false),
-            (Capability::AutoConverge, false),
+            // Its knobs throttle the guest; left as set below they do nothing.
+            (Capability::AutoConverge, true),
             (Capability::PauseBeforeSwitchover, false),
             (Capability::MappedRam, false),
         ]
@@ -108,9 +109,21 @@ impl Vm {
             downtime_limit_ms: all.downtime_limit_ms,
             max_bandwidth_bytes_per_s: all.max_bandwidth_bytes_per_s,
             avail_switchover_bandwidth_bytes_per_s: all.avail_switchover_bandwidth_bytes_per_s,
+            cpu_throttle_initial: all.cpu_throttle_initial,
+            cpu_throttle_increment: all.cpu_throttle_increment,
+            max_cpu_throttle: all.max_cpu_throttle,
+            throttle_trigger_threshold: all.throttle_trigger_threshold,
             ..MigrationParameters::default()
         };
         self.qmp.migrate_set_capabilities(&wanted).await?;
+        let least = MigrationParameters {
+            cpu_throttle_initial: Some(1),
+            cpu_throttle_increment: Some(1),
+            max_cpu_throttle: Some(1),
+            throttle_trigger_threshold: Some(100),
+            ..MigrationParameters::default()
+        };
+        self.qmp.migrate_set_parameters(least).await?;
         Ok(SourceState {
             hold,
             was_running,
@@ -199,8 +212,8 @@ impl Vm {
         self.set(None, Some(bytes_per_s.max(10))).await
     }
 
-    /// QEMU may stop the guest as soon as it has the acknowledgement: its own threshold must not
-    /// hold it back, the engine has decided.
+    /// QEMU stops the guest as soon as it has the acknowledgement, and syncs without a pause until
+    /// then: its own threshold must not hold it back, the engine decides.
     pub(crate) async fn release(&self) -> Result<(), QmpError> {
         const ANY: Duration = Duration::from_secs(2000);
         self.set(Some(ANY), Some(0)).await
@@ -209,6 +222,19 @@ impl Vm {
     /// QEMU decides the stop by itself, from the rate at which the link takes its bytes.
     pub(crate) async fn release_to_qemu(&self, downtime: Duration) -> Result<(), QmpError> {
         self.set(Some(downtime), Some(0)).await
+    }
+
+    /// Slows the guest's processors. QEMU takes its knobs at the second sync from now that comes a
+    /// second or more after the one before, and takes the throttle off when its migration ends.
+    pub(crate) async fn throttle(&self, percent: u8) -> Result<(), QmpError> {
+        self.qmp
+            .migrate_set_parameters(MigrationParameters {
+                cpu_throttle_increment: Some(99),
+                max_cpu_throttle: Some(percent.clamp(1, 99)),
+                throttle_trigger_threshold: Some(1),
+                ..MigrationParameters::default()
+            })
+            .await
     }
 
     async fn set(&self, limit: Option<Duration>, rate: Option<u64>) -> Result<(), QmpError> {

@@ -8,5 +8,6 @@ pub(crate) mod identity;
 pub(crate) mod receive;
 pub(crate) mod resolve;
 pub(crate) mod send;
+pub(crate) mod set;
 pub(crate) mod status;
 pub(crate) mod trust;

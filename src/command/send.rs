@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use transport::block::Disable;
-use transport::session::Outcome;
+use transport::session::{Outcome, Policy, WhenStuck};
 
 use crate::cli::{SessionArgs, lane_bytes_per_s, listen_address, rate};
 use crate::peer::Way;
@@ -35,6 +35,23 @@ pub(crate) struct SendArgs {
     /// Longest stop of the guest that is asked for, in ms.
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime: u64,
+    /// What to do when the guest dirties memory as fast as the link takes it: wait, throttle, force
+    /// (a longer stop than asked for) or abort.
+    #[arg(long, value_name = "POLICY", default_value_t = WhenStuck::Throttle)]
+    when_stuck: WhenStuck,
+    /// Strongest throttle of the guest's processors in percent.
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(1..=99))]
+    throttle_max: u8,
+    /// Time after which pre-copy counts as stuck for good, in s: `force` then stops the guest, all
+    /// others end the move.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// The same after so many rounds.
+    #[arg(long, value_name = "ROUNDS")]
+    max_rounds: Option<u32>,
+    /// Write what the controllers see, ten times a second, here (JSON lines).
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Cap of the transfer's rate in bit/s (k, M, G).
     #[arg(long, value_name = "RATE", value_parser = rate)]
     max_bandwidth: Option<u64>,
@@ -63,6 +80,9 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
         (None, Some(address)) => Way::Listen(address),
         (None, None) => anyhow::bail!("give --to HOST:PORT or --listen ADDR:PORT"),
     };
+    if args.when_stuck == WhenStuck::PostCopy {
+        anyhow::bail!("--when-stuck post-copy is not built yet: use force");
+    }
     let session = args.session;
     let done = source::run(Options {
         state: StateDir::open(&session.state)?,
@@ -71,7 +91,14 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
         peer: session.peer,
         vm: session.vm,
         mapped: session.mapped,
-        downtime: Duration::from_millis(args.downtime),
+        policy: Policy {
+            when_stuck: args.when_stuck,
+            throttle_max: args.throttle_max,
+            time_max: args.timeout.map(Duration::from_secs),
+            rounds_max: args.max_rounds,
+            ..Policy::new(Duration::from_millis(args.downtime))
+        },
+        trace: args.trace,
         max_bytes_per_s: args.max_bandwidth.map(lane_bytes_per_s),
         disable,
         level: args.level,

@@ -61,6 +61,24 @@ impl Driver {
             }
             Action::HoldPass => self.command(VmCommand::HoldPass),
             Action::Pace(rate) => self.command(VmCommand::Pace(rate)),
+            Action::Arm => {
+                self.trace_event("arm");
+                if let Some(capture) = &self.capture {
+                    capture.set_armed(true);
+                    self.command(VmCommand::Arm);
+                }
+            }
+            Action::Disarm => {
+                self.trace_event("disarm");
+                if let Some(capture) = &self.capture {
+                    capture.set_armed(false);
+                    self.era += 1;
+                    self.pass_pages = 0;
+                    self.command(VmCommand::OpenPass(capture.clone()));
+                }
+            }
+            Action::Acknowledge => self.acknowledge(),
+            Action::Throttle(percent) => self.command(VmCommand::Throttle(percent)),
             Action::Release => {
                 if let Some(capture) = &self.capture {
                     self.command(VmCommand::Release(capture.clone()));
@@ -96,7 +114,10 @@ impl Driver {
                 self.tally.phases.enter(now(), phase_name(phase));
                 self.show(true);
             }
-            Action::Round(round) => self.tally.round(&round),
+            Action::Round(round) => {
+                self.tally.round(&round);
+                self.trace_event("round");
+            }
             Action::Done(_) => {}
         }
     }
@@ -119,7 +140,7 @@ impl Driver {
     async fn start_capture(&mut self) -> anyhow::Result<()> {
         let path = socket_path(&self.options.state, &self.me.vm, "capture")?;
         let listener = listen(&path)?;
-        let downtime = self.options.downtime;
+        let downtime = self.options.policy.downtime;
         let shared = mapped::look(&self.vm, self.options.mapped).await;
         let reads_ram = shared.is_some();
         let started = self.vm.start_capture(&path, self.state.hold, downtime);
@@ -220,6 +241,14 @@ impl Driver {
             give(&inputs, input).await;
         });
         Ok(())
+    }
+
+    /// An armed QEMU stops the guest at once: no monitor command stands between.
+    fn acknowledge(&mut self) {
+        let Some(capture) = &self.capture else { return };
+        if let Err(error) = capture.answer(&Message::SwitchoverAck) {
+            self.tell(Input::CaptureFailed(format!("QEMU's return path: {error}")));
+        }
     }
 
     /// SHUT(0), then `completed` and `postmigrate` are read back (S1).
@@ -366,6 +395,9 @@ pub(super) enum VmCommand {
     OpenPass(Arc<Capture>),
     HoldPass,
     Pace(u64),
+    /// Unlimited, and whatever is left fits: it syncs without a pause.
+    Arm,
+    Throttle(u8),
     /// Unlimited, then the acknowledgement: QEMU stops the guest within its next 100 ms window.
     Release(Arc<Capture>),
     /// The same with the limit that the operator asked for: QEMU decides.
@@ -386,7 +418,8 @@ pub(super) async fn run_commands(
             VmCommand::OpenPass(_) => vm.open_pass().await,
             VmCommand::HoldPass => vm.hold_pass().await,
             VmCommand::Pace(rate) => vm.pace(*rate).await,
-            VmCommand::Release(_) => vm.release().await,
+            VmCommand::Arm | VmCommand::Release(_) => vm.release().await,
+            VmCommand::Throttle(percent) => vm.throttle(*percent).await,
             VmCommand::ReleaseToQemu(_) => vm.release_to_qemu(downtime).await,
             VmCommand::Continue => vm.qmp.cont().await,
         };

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, mpsc};
 use transport::block::BatchStats;
 use transport::quic::driver::{LaneEvent, Questions, SourceLanes, Workers};
 use transport::session::source::{Action, Config, Input, Sample, Source};
-use transport::session::{Outcome, Policy, VmMigration};
+use transport::session::{Outcome, VmMigration, WhenStuck};
 use transport::store::RangeHashes;
 use transport::wire::{Frame, RunState};
 
@@ -16,7 +16,7 @@ use super::Options;
 use super::act::{VmCommand, run_commands};
 use super::opening::Opened;
 use crate::capture::{Capture, Captured, Image};
-use crate::control::{Command, Request};
+use crate::control::{Command, Request, Setting};
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{Entry, Journal};
 use crate::kept::Kept;
@@ -25,6 +25,7 @@ use crate::progress::{Progress, Snapshot};
 use crate::relay::Spool;
 use crate::signals::Signals;
 use crate::tally::Tally;
+use crate::trace::{Look, Trace};
 use crate::vm::{SourceState, Vm};
 use crate::waiting::{next, now, sleep_until};
 
@@ -32,6 +33,8 @@ use crate::waiting::{next, now, sleep_until};
 const TICK: Duration = Duration::from_millis(20);
 /// How often the link is measured (it copies the congestion controller).
 const LINK_TICKS: u32 = 12;
+/// How often a trace gets a line.
+const TRACE_TICKS: u32 = 5;
 /// Results of started work that may wait.
 const INPUTS_MAX: usize = 64;
 /// Monitor commands that may wait.
@@ -85,7 +88,7 @@ pub(super) struct Driver {
     pub(super) queries: Option<mpsc::Receiver<Frame>>,
     pub(super) spool: Option<Arc<Spool>>,
     pub(super) era: u32,
-    pass_pages: u64,
+    pub(super) pass_pages: u64,
     pub(super) wake: Arc<Notify>,
     pub(super) workers: Workers,
     pub(super) lanes: Option<SourceLanes>,
@@ -95,6 +98,7 @@ pub(super) struct Driver {
     pub(super) reconnected: Option<mpsc::Receiver<Peer>>,
     pub(super) tally: Tally,
     pub(super) progress: Progress,
+    pub(super) trace: Trace,
     events: EventReceiver,
     requests: mpsc::Receiver<Request>,
     signals: Signals,
@@ -120,7 +124,7 @@ impl Driver {
             target_incarnation: start.peer.agreed.peer_incarnation,
             hold: state.hold,
             run_state,
-            policy: Policy::new(start.options.downtime),
+            policy: start.options.policy,
             epoch: start.entry.epoch,
         };
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -128,7 +132,7 @@ impl Driver {
         let (vm_commands, commands) = mpsc::channel(COMMANDS_MAX);
         tokio::spawn(run_commands(
             start.vm.clone(),
-            start.options.downtime,
+            start.options.policy.downtime,
             commands,
             inputs.clone(),
         ));
@@ -166,6 +170,7 @@ impl Driver {
             reconnected: None,
             tally,
             progress: Progress::new(start.options.json),
+            trace: Trace::create(start.options.trace.as_deref())?,
             options: start.options,
             vm: start.vm,
             events: start.events,
@@ -256,6 +261,7 @@ impl Driver {
         }
         if frame == Frame::Running {
             self.tally.running(now());
+            self.trace_event("running");
             crate::fault::point("source-before-retire");
         }
         self.machine.handle(now(), Input::Frame(frame));
@@ -266,6 +272,7 @@ impl Driver {
         let input = match kind {
             Some(EventKind::Stop) => {
                 self.tally.stopped(now());
+                self.trace_event("stopped");
                 if let Some(capture) = &self.capture {
                     capture.guest_stopped();
                 }
@@ -338,20 +345,7 @@ impl Driver {
     fn request(&mut self, request: Request) {
         let answer = match request.command {
             Command::Status => serde_json::to_value(self.snapshot()).unwrap_or_default(),
-            Command::Set {
-                downtime_ms,
-                max_bandwidth_bps,
-            } => {
-                if let Some(ms) = downtime_ms {
-                    let downtime = Duration::from_millis(ms);
-                    self.machine.handle(now(), Input::Downtime(downtime));
-                }
-                if let Some(bps) = max_bandwidth_bps {
-                    self.options.max_bytes_per_s =
-                        (bps > 0).then(|| crate::cli::lane_bytes_per_s(bps));
-                }
-                serde_json::json!({"ok": true})
-            }
+            Command::Set(setting) => self.set(&setting),
             Command::Abort if self.machine.is_past_intent() => serde_json::json!({
                 "ok": false, "error": "the guest is being handed over: only the target decides"
             }),
@@ -364,6 +358,24 @@ impl Driver {
         if request.answer.send(answer).is_err() {
             tracing::debug!("who asked is gone");
         }
+    }
+
+    fn set(&mut self, setting: &Setting) -> serde_json::Value {
+        if let Some(ms) = setting.downtime_ms {
+            let downtime = Duration::from_millis(ms);
+            self.machine.handle(now(), Input::Downtime(downtime));
+        }
+        if let Some(bps) = setting.max_bandwidth_bps {
+            self.options.max_bytes_per_s = (bps > 0).then(|| crate::cli::lane_bytes_per_s(bps));
+        }
+        if let Some(name) = &setting.when_stuck {
+            let when_stuck: WhenStuck = match name.parse() {
+                Ok(when_stuck) => when_stuck,
+                Err(error) => return serde_json::json!({"ok": false, "error": format!("{error}")}),
+            };
+            self.machine.handle(now(), Input::WhenStuck(when_stuck));
+        }
+        serde_json::json!({"ok": true})
     }
 
     fn interrupted(&mut self) {
@@ -398,8 +410,37 @@ impl Driver {
                 link_bytes_per_s: self.link_bytes_per_s,
             };
             self.machine.handle(now(), Input::Sample(sample));
+            if self.trace.is_on() && self.ticks.is_multiple_of(TRACE_TICKS) {
+                self.trace(&sample);
+            }
         }
         self.show(false);
+    }
+
+    fn trace(&mut self, sample: &Sample) {
+        let link = self.peer.as_ref().map(|peer| peer.connection.link_sample());
+        let goodput = self.machine.rate_bytes_per_s();
+        let backlog_bytes = to_f64(sample.backlog_pages) * self.machine.page_cost_bytes();
+        let look = Look {
+            t_ms: self.tally.elapsed_ms(now()),
+            phase: self.tally.phases.current(),
+            round: self.tally.round_count() + 1,
+            rate_bps: link.as_ref().and_then(|link| link.rate_bps),
+            queueing_ms: link.map(|link| link.queueing.as_secs_f64() * 1e3),
+            goodput_bps: (goodput > 1.0).then(|| to_u64(goodput * 8.0)),
+            backlog_pages: sample.backlog_pages,
+            backlog_bytes: to_u64(backlog_bytes),
+            in_flight_bytes: sample.sent_bytes.saturating_sub(self.machine.applied_bytes()),
+            dirty_pages_per_s: self.machine.dirty_pages_per_s(),
+            predicted_downtime_ms: self.machine.predicted_stop(now()).map(crate::report::millis),
+            throttle_percent: self.machine.throttle_percent(),
+        };
+        self.trace.look(&look);
+    }
+
+    pub(super) fn trace_event(&mut self, event: &str) {
+        let t_ms = self.tally.elapsed_ms(now());
+        self.trace.event(t_ms, event);
     }
 
     fn measure_link(&mut self) {
@@ -455,6 +496,12 @@ impl Driver {
             eta_s,
             elapsed_ms: self.tally.elapsed_ms(now()),
             percent: u8::try_from(to_u64(percent)).unwrap_or(100),
+            stuck_needs_ms: self
+                .machine
+                .stuck_at(now())
+                .filter(|least| *least < Duration::MAX)
+                .map(crate::report::millis),
+            throttle_percent: self.machine.throttle_percent(),
         }
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use transport::block::Disable;
-use transport::session::Outcome;
+use transport::session::{Outcome, Policy};
 use transport::wire::{AttemptId, Purpose, Role};
 
 use crate::control::ControlSocket;
@@ -38,7 +38,7 @@ pub(crate) struct Options {
     pub(crate) way: Way,
     pub(crate) peer: Option<String>,
     pub(crate) vm: Option<String>,
-    pub(crate) downtime: Duration,
+    pub(crate) policy: Policy,
     /// Cap of lane bytes per second; `None` for none.
     pub(crate) max_bytes_per_s: Option<u64>,
     pub(crate) mapped: Mapped,
@@ -48,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) budget: MemoryBudget,
     pub(crate) keep_source: bool,
     pub(crate) report: Option<PathBuf>,
+    pub(crate) trace: Option<PathBuf>,
     pub(crate) json: bool,
     pub(crate) hook: Option<PathBuf>,
     pub(crate) hook_limit: Duration,

@@ -296,7 +296,7 @@ impl Driver {
     fn request(&mut self, request: Request) {
         let answer = match request.command {
             Command::Status => serde_json::to_value(self.snapshot()).unwrap_or_default(),
-            Command::Set { .. } => serde_json::json!({
+            Command::Set(_) => serde_json::json!({
                 "ok": false, "error": "set this at the source: it leads the transfer"
             }),
             Command::Abort if self.machine.owns_guest() => serde_json::json!({
@@ -351,6 +351,8 @@ impl Driver {
             eta_s: None,
             elapsed_ms: self.tally.elapsed_ms(now()),
             percent: 0,
+            stuck_needs_ms: None,
+            throttle_percent: 0,
         }
     }
 

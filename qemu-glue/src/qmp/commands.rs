@@ -106,6 +106,10 @@ pub struct MigrationParameters {
     /// Highest throttle of auto-converge in percent, 1 to 99.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_cpu_throttle: Option<u8>,
+    /// Share of the bytes sent that must have been dirtied, in percent, before auto-converge
+    /// throttles; 1 to 100, default 50.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttle_trigger_threshold: Option<u8>,
     /// Connections of multifd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub multifd_channels: Option<u8>,

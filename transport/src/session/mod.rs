@@ -25,7 +25,9 @@ pub mod source;
 pub mod target;
 
 pub use greeting::{Agreed, greet};
-pub use precopy::{Decision, Observation, Policy, RateMeter, decide};
+pub use precopy::{
+    Decision, Observation, Policy, RateMeter, Steering, Stuck, WhenStuck, WhenStuckError, decide,
+};
 pub use settle::{Next, Side, settle};
 
 use crate::wire::AbortCode;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use transport::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
-use transport::session::{Hold, Policy, VmMigration, source, target};
+use transport::session::{Hold, Policy, VmMigration, WhenStuck, source, target};
 use transport::wire::{AbortCode, AttemptId, Frame, Offer, RunState, Verdict, Verify};
 
 pub(crate) const ATTEMPT: AttemptId = AttemptId([7; 16]);
@@ -229,6 +229,7 @@ fn source_events() -> Vec<Named<source::Input>> {
         ("VmCommandFailed", Input::VmCommandFailed(text())),
         ("Abort", Input::Abort(text())),
         ("Downtime", Input::Downtime(Duration::from_millis(100))),
+        ("WhenStuck", Input::WhenStuck(WhenStuck::Abort)),
         ("Timer", Input::Timer),
     ]
 }

@@ -40,6 +40,7 @@ pub(crate) struct Monitor {
 pub(crate) struct Capture {
     pub(crate) is_open: bool,
     pub(crate) era: u32,
+    is_armed: bool,
     pass_pages: u64,
     empty_sections: u32,
 }
@@ -68,6 +69,18 @@ impl World {
             }
             Action::HoldPass => vec![Command::Set(None, Some(50_000))],
             Action::Pace(rate) => vec![Command::Set(None, Some((*rate).max(10)))],
+            Action::Arm => {
+                self.source.capture.is_armed = true;
+                vec![Command::Set(Some(ANY), Some(0))]
+            }
+            Action::Disarm => {
+                self.source.capture.is_armed = false;
+                self.source.capture.era += 1;
+                vec![Command::Set(Some(Duration::ZERO), Some(0))]
+            }
+            Action::Acknowledge => vec![Command::Acknowledge],
+            // This guest writes as it is told to.
+            Action::Throttle(_) => Vec::new(),
             Action::Release => vec![Command::Set(Some(ANY), Some(0)), Command::Acknowledge],
             Action::ReleaseToQemu => vec![
                 Command::Set(Some(self.plan.downtime), Some(0)),
@@ -183,6 +196,10 @@ impl World {
 
     fn section(&mut self, pages: u64) {
         let end = &mut self.source.capture;
+        if end.is_armed {
+            (end.pass_pages, end.empty_sections) = (0, 0);
+            return;
+        }
         if pages > 0 {
             end.pass_pages += pages;
             end.empty_sections = 0;

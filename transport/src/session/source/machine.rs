@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::rounds::Rounds;
 use super::{Action, Config, Input, Phase, Sample};
 use crate::block::{LANES, Root};
-use crate::session::precopy::Decision;
+use crate::session::precopy::{Decision, WhenStuck};
 use crate::session::{Hold, Outcome};
 use crate::wire::{AbortCode, AttemptId, Frame, Verdict, Verify};
 
@@ -66,6 +66,10 @@ enum Pass {
     Triggered,
     Open,
     Held,
+    /// QEMU will sync without a pause.
+    Arming,
+    /// It does, and stops the guest at a word.
+    Armed,
 }
 
 /// The machine. See the module's diagram.
@@ -186,6 +190,7 @@ impl Source {
             Input::VmCommandFailed(detail) => self.fail(now, AbortCode::Qemu, detail),
             Input::Abort(detail) => self.fail(now, AbortCode::Operator, detail),
             Input::Downtime(downtime) => self.rounds.policy.downtime = downtime,
+            Input::WhenStuck(when_stuck) => self.rounds.policy.when_stuck = when_stuck,
             Input::Timer => self.timer(now),
         }
     }
@@ -223,6 +228,26 @@ impl Source {
     #[must_use]
     pub fn dirty_pages_per_s(&self) -> Option<f64> {
         self.rounds.dirty_pages_per_s()
+    }
+
+    /// Stop to run, if the stop were asked for now.
+    #[must_use]
+    pub fn predicted_stop(&self, now: Instant) -> Option<Duration> {
+        self.rounds.predicted_stop(now)
+    }
+
+    /// Shortest stop that was in sight, once pre-copy does not get on any more.
+    #[must_use]
+    pub fn stuck_at(&self, now: Instant) -> Option<Duration> {
+        (self.state == State::Precopy)
+            .then(|| self.rounds.stuck_at(now))
+            .flatten()
+    }
+
+    /// How much the guest's processors are slowed, in percent.
+    #[must_use]
+    pub fn throttle_percent(&self) -> u8 {
+        self.rounds.throttle_percent()
     }
 
     /// Whether the target has said that the guest runs there.
@@ -322,8 +347,11 @@ impl Source {
             return;
         }
         match self.config.hold {
-            Hold::SwitchoverAck if self.pass == Pass::Held => self.steer(now, sample),
+            Hold::SwitchoverAck if matches!(self.pass, Pass::Held | Pass::Armed) => {
+                self.steer(now, sample);
+            }
             Hold::SwitchoverAck => {}
+            Hold::Starvation if self.rounds.limit_reached(now) => self.end_starvation(now),
             Hold::Starvation => {
                 if let Some(rate) = self.rounds.pace(now) {
                     self.act(Action::Pace(rate));
@@ -343,13 +371,66 @@ impl Source {
                 self.pass = Pass::Triggered;
                 self.act(Action::TriggerPass);
             }
-            Decision::Stop | Decision::StopStuck => {
-                tracing::info!(?decision, backlog = sample.backlog_pages, "stop");
+            Decision::Arm => {
                 self.end_round(now);
-                self.enter(now, State::Stopping, Some(STOP_MAX));
-                self.act(Action::Release);
+                self.pass = Pass::Arming;
+                self.act(Action::Arm);
             }
+            Decision::Disarm => {
+                self.rounds.disarmed(now);
+                self.pass = Pass::Open;
+                self.act(Action::Disarm);
+            }
+            Decision::Throttle(percent) => {
+                tracing::info!("the guest's processors are slowed by {percent} %");
+                self.rounds.throttled(now, percent);
+                self.act(Action::Throttle(percent));
+            }
+            Decision::Stop | Decision::StopForced => self.stop(now, decision, sample),
+            Decision::GiveUp => self.give_up(now),
+            // Nothing answers for it yet.
+            Decision::PostCopy => {}
         }
+    }
+
+    fn stop(&mut self, now: Instant, decision: Decision, sample: Sample) {
+        let predicted = self.rounds.predicted_stop(now);
+        tracing::info!(
+            ?decision,
+            backlog = sample.backlog_pages,
+            ?predicted,
+            "stop"
+        );
+        self.end_round(now);
+        self.enter(now, State::Stopping, Some(STOP_MAX));
+        self.act(if self.pass == Pass::Armed {
+            Action::Acknowledge
+        } else {
+            Action::Release
+        });
+    }
+
+    /// QEMU decides the stop by itself; a limit is all that can be kept.
+    fn end_starvation(&mut self, now: Instant) {
+        if self.rounds.policy.when_stuck == WhenStuck::Force {
+            self.enter(now, State::Stopping, Some(STOP_MAX));
+            self.act(Action::Arm);
+        } else {
+            self.give_up(now);
+        }
+    }
+
+    /// A clear word with what would do.
+    fn give_up(&mut self, now: Instant) {
+        let needs = self.rounds.stuck_at(now).filter(|least| *least < Duration::MAX);
+        let detail = match needs {
+            Some(least) => format!(
+                "the move does not converge: give --downtime {} or more, --when-stuck force or post-copy, or move when the guest writes less",
+                least.as_millis()
+            ),
+            None => "the move does not converge within its limits: give --when-stuck force or post-copy, or move when the guest writes less".into(),
+        };
+        self.fail(now, AbortCode::Operator, detail);
     }
 
     fn end_round(&mut self, now: Instant) {
@@ -360,9 +441,16 @@ impl Source {
 
     fn pass_started(&mut self, now: Instant) {
         self.rounds.synced(now);
-        if self.pass == Pass::Triggered {
-            self.pass = Pass::Open;
-            self.act(Action::OpenPass);
+        match self.pass {
+            Pass::Triggered => {
+                self.pass = Pass::Open;
+                self.act(Action::OpenPass);
+            }
+            Pass::Arming => {
+                self.pass = Pass::Armed;
+                self.rounds.armed(now);
+            }
+            Pass::Open | Pass::Held | Pass::Armed => {}
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use self::machine::Source;
-use super::precopy::Policy;
+use super::precopy::{Policy, WhenStuck};
 use super::{Hold, Outcome, VmMigration};
 use crate::block::{BlockSpec, Root};
 use crate::wire::{AttemptId, Frame, Offer, RunState, Verify};
@@ -86,6 +86,8 @@ pub enum Input {
     Abort(String),
     /// The operator changed the wanted downtime.
     Downtime(Duration),
+    /// The operator changed what is done when pre-copy does not get on.
+    WhenStuck(WhenStuck),
     /// The time of `poll_timeout` has come.
     Timer,
 }
@@ -134,6 +136,14 @@ pub enum Action {
     HoldPass,
     /// Starvation hold: let QEMU run at this rate of raw page bytes per second.
     Pace(u64),
+    /// QEMU syncs without a pause and stops the guest when it has the acknowledgement.
+    Arm,
+    /// Back to single syncs: the pass that is under way flows.
+    Disarm,
+    /// The acknowledgement, for an armed QEMU.
+    Acknowledge,
+    /// Slow the guest's processors by so many percent.
+    Throttle(u8),
     /// Let QEMU stop the guest.
     Release,
     /// Let QEMU stop the guest when its own arithmetic says that what is left fits.

@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::{Round, Sample};
-use crate::session::precopy::{Decision, Observation, Policy, RateMeter, decide};
+use crate::session::precopy::{
+    Decision, Observation, Policy, RateMeter, Steering, Stuck, decide, drain_time, predicted_stop,
+    stop_floor,
+};
 
 /// Measurements of one attempt.
 #[derive(Debug)]
@@ -24,6 +27,20 @@ pub(super) struct Rounds {
     pages_least: u64,
     not_shrinking: u32,
     paced_at: Option<Instant>,
+    rounds: u32,
+    began_at: Option<Instant>,
+    armed_at: Option<Instant>,
+    /// Shortest stop in sight of this armed stretch, and when.
+    armed_best: (Duration, Option<Instant>),
+    disarmed_at: Option<Instant>,
+    /// Shortest stop that was in sight.
+    stop_least: Duration,
+    /// Shortest drain so far, and when it last became a tenth shorter.
+    drain_least: Duration,
+    shrank_at: Option<Instant>,
+    throttle_percent: u8,
+    throttled_at: Option<Instant>,
+    can_post_copy: bool,
 }
 
 /// Pages that make half of the page cost: fewer would follow single batches.
@@ -32,6 +49,12 @@ const COST_PAGES: u64 = 256;
 const RATE_BYTES_MIN: u64 = 256 << 10;
 /// Taken for such a link: 10 Mbit/s.
 const RATE_MODEST: f64 = 1.25e6;
+/// Rounds in a row that did not shrink before the move counts as stuck.
+const STUCK_ROUNDS: u32 = 3;
+/// A drain that became no tenth shorter for this long, and this share of its own length, stalls: a
+/// tenth takes a tenth of it where the guest writes nothing.
+const STALL_MIN: Duration = Duration::from_secs(10);
+const STALL_SHARE: f64 = 0.5;
 /// Guess before the first measurement: half a page.
 const COST_GUESS_BYTES: f64 = 2048.0;
 
@@ -53,10 +76,22 @@ impl Rounds {
             pages_least: u64::MAX,
             not_shrinking: 0,
             paced_at: None,
+            rounds: 0,
+            began_at: None,
+            armed_at: None,
+            armed_best: (Duration::MAX, None),
+            disarmed_at: None,
+            stop_least: Duration::MAX,
+            drain_least: Duration::MAX,
+            shrank_at: None,
+            throttle_percent: 0,
+            throttled_at: None,
+            can_post_copy: false,
         }
     }
 
     pub(super) fn begin(&mut self, now: Instant) {
+        self.began_at = Some(now);
         self.round_at = Some(now);
         self.sync_at.get_or_insert(now);
     }
@@ -110,8 +145,96 @@ impl Rounds {
         }
     }
 
-    pub(super) fn decide(&self, now: Instant) -> Decision {
-        decide(&self.observation(now), &self.policy)
+    pub(super) fn decide(&mut self, now: Instant) -> Decision {
+        let seen = self.observation(now);
+        let drain = drain_time(&seen);
+        if self.shrank_at.is_none() || drain < self.drain_least.mul_f64(0.9) {
+            (self.drain_least, self.shrank_at) = (drain, Some(now));
+        }
+        if seen.rate_bytes_per_s >= 1.0 && seen.dirty_pages_per_s.is_some() {
+            let stop = predicted_stop(&seen, &self.policy);
+            self.stop_least = self.stop_least.min(stop);
+            if self.armed_at.is_some() && stop < self.armed_best.0 {
+                self.armed_best = (stop, Some(now));
+            }
+        }
+        let seen = Observation {
+            steering: self.steering(now),
+            stuck: self.stuck(now, drain),
+            ..seen
+        };
+        decide(&seen, &self.policy)
+    }
+
+    fn steering(&self, now: Instant) -> Steering {
+        let since = |at: Instant| now.duration_since(at);
+        match self.armed_at {
+            Some(at) => Steering::Armed {
+                since: since(at),
+                since_best: since(self.armed_best.1.unwrap_or(at)),
+            },
+            None => Steering::Held {
+                since_armed: self.disarmed_at.map(since),
+            },
+        }
+    }
+
+    /// Stop to run, if the stop were asked for now; `None` while nothing is known of the link.
+    pub(super) fn predicted_stop(&self, now: Instant) -> Option<Duration> {
+        let seen = self.observation(now);
+        (seen.rate_bytes_per_s >= 1.0).then(|| predicted_stop(&seen, &self.policy))
+    }
+
+    /// Shortest stop that was in sight, once the move does not get on any more.
+    pub(super) fn stuck_at(&self, now: Instant) -> Option<Duration> {
+        let drain = drain_time(&self.observation(now));
+        self.stuck(now, drain).map(|stuck| stuck.stop_least)
+    }
+
+    fn stuck(&self, now: Instant, drain: Duration) -> Option<Stuck> {
+        let since = |at: Option<Instant>| at.map(|at| now.duration_since(at));
+        let limit_reached = self.limit_reached(now);
+        let stalls = since(self.shrank_at)
+            .is_some_and(|since| since > STALL_MIN.max(drain.mul_f64(STALL_SHARE)));
+        let is_stuck = limit_reached || stalls || self.not_shrinking >= STUCK_ROUNDS;
+        is_stuck.then(|| Stuck {
+            stop_least: self.stop_least,
+            limit_reached,
+            throttle_percent: self.throttle_percent,
+            since_throttle: since(self.throttled_at),
+            stop_floor: stop_floor(self.sample.rtt, &self.policy),
+            can_post_copy: self.can_post_copy,
+        })
+    }
+
+    pub(super) fn limit_reached(&self, now: Instant) -> bool {
+        let policy = &self.policy;
+        let time = self.began_at.map(|at| now.duration_since(at));
+        policy.rounds_max.is_some_and(|most| self.rounds >= most)
+            || policy.time_max.zip(time).is_some_and(|(most, time)| time >= most)
+    }
+
+    /// QEMU syncs without a pause from now on.
+    pub(super) fn armed(&mut self, now: Instant) {
+        (self.armed_at, self.armed_best) = (Some(now), (Duration::MAX, None));
+    }
+
+    /// QEMU is back at single syncs: what was announced meanwhile tells nothing of distinct pages.
+    pub(super) fn disarmed(&mut self, now: Instant) {
+        (self.armed_at, self.disarmed_at) = (None, Some(now));
+        (self.counted_to, self.uncounted_pages) = (None, 0);
+    }
+
+    /// The guest is slowed.
+    pub(super) fn throttled(&mut self, now: Instant, percent: u8) {
+        (self.throttle_percent, self.throttled_at) = (percent, Some(now));
+        // What was learned of its rounds is of another guest.
+        (self.not_shrinking, self.pages_least) = (0, u64::MAX);
+        (self.drain_least, self.shrank_at) = (Duration::MAX, None);
+    }
+
+    pub(super) fn throttle_percent(&self) -> u8 {
+        self.throttle_percent
     }
 
     fn observation(&self, now: Instant) -> Observation {
@@ -125,7 +248,8 @@ impl Rounds {
                 .sync_at
                 .map_or(Duration::ZERO, |at| now.duration_since(at)),
             dirty_pages_per_s: self.dirty_pages_per_s,
-            rounds_not_shrinking: self.not_shrinking,
+            steering: self.steering(now),
+            stuck: None,
         }
     }
 
@@ -143,6 +267,7 @@ impl Rounds {
                 .saturating_sub(self.round_from.sent_bytes),
             length: now.duration_since(from),
         };
+        self.rounds += 1;
         self.round_at = Some(now);
         self.round_from = self.sample;
         // A tenth less than ever before counts as shrinking: an uneven guest must not start over
