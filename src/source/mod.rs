@@ -10,6 +10,7 @@ mod act;
 mod budget;
 mod driver;
 mod opening;
+mod view;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -61,7 +61,7 @@ struct World {
     pending: Option<(Duration, Decision)>,
     found: Vec<(Duration, u64)>,
     stop_least: Duration,
-    drain_least: Duration,
+    left_least: u64,
     shrank_at: Duration,
     rounds_least: u64,
     not_shrinking: u32,
@@ -93,7 +93,7 @@ impl World {
             pending: None,
             found: Vec::new(),
             stop_least: Duration::MAX,
-            drain_least: Duration::MAX,
+            left_least: u64::MAX,
             shrank_at: Duration::ZERO,
             rounds_least: u64::MAX,
             not_shrinking: 0,
@@ -198,8 +198,8 @@ impl World {
     fn observe(&mut self, policy: &Policy) -> Observation {
         let seen = self.observation();
         let drain = drain_time(&seen);
-        if drain < self.drain_least.mul_f64(0.9) {
-            (self.drain_least, self.shrank_at) = (drain, self.now);
+        if seen.backlog_pages < self.left_least - self.left_least / 10 {
+            (self.left_least, self.shrank_at) = (seen.backlog_pages, self.now);
         }
         if seen.dirty_pages_per_s.is_some() {
             let stop = predicted_stop(&seen, policy);
@@ -284,9 +284,12 @@ fn run(guest: Guest, mbps: f64, rtt_ms: u64, policy: &Policy) -> Option<End> {
             Decision::Throttle(percent) => {
                 (world.throttle, world.throttled_at) = (percent, Some(world.now));
                 (world.not_shrinking, world.rounds_least) = (0, u64::MAX);
-                (world.drain_least, world.shrank_at) = (Duration::MAX, world.now);
+                (world.left_least, world.shrank_at) = (u64::MAX, world.now);
             }
-            decision => return Some(world.stopped(policy, decision)),
+            decision @ (Decision::Stop
+            | Decision::StopForced
+            | Decision::GiveUp
+            | Decision::PostCopy) => return Some(world.stopped(policy, decision)),
         }
     }
     None

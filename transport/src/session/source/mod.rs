@@ -1,10 +1,11 @@
-//! The source's side of a session: what it is told, what it does; the machine is in `machine`, what
-//! it measures in `rounds`.
+//! The source's side of a session: what it is told, what it does; the machine is in `machine`, how
+//! it leads pre-copy in `steering`, what it measures in `rounds`.
 
 mod handover;
 mod machine;
 mod opening;
 mod rounds;
+mod steering;
 
 use std::time::Duration;
 

@@ -35,8 +35,8 @@ pub(super) struct Rounds {
     disarmed_at: Option<Instant>,
     /// Shortest stop that was in sight.
     stop_least: Duration,
-    /// Shortest drain so far, and when it last became a tenth shorter.
-    drain_least: Duration,
+    /// Least backlog so far, and when it last became a tenth smaller.
+    left_least: u64,
     shrank_at: Option<Instant>,
     throttle_percent: u8,
     throttled_at: Option<Instant>,
@@ -51,7 +51,7 @@ const RATE_BYTES_MIN: u64 = 256 << 10;
 const RATE_MODEST: f64 = 1.25e6;
 /// Rounds in a row that did not shrink before the move counts as stuck.
 const STUCK_ROUNDS: u32 = 3;
-/// A drain that became no tenth shorter for this long, and this share of its own length, stalls: a
+/// A backlog that became no tenth smaller for this long, and this share of its drain, stalls: a
 /// tenth takes a tenth of it where the guest writes nothing.
 const STALL_MIN: Duration = Duration::from_secs(10);
 const STALL_SHARE: f64 = 0.5;
@@ -82,7 +82,7 @@ impl Rounds {
             armed_best: (Duration::MAX, None),
             disarmed_at: None,
             stop_least: Duration::MAX,
-            drain_least: Duration::MAX,
+            left_least: u64::MAX,
             shrank_at: None,
             throttle_percent: 0,
             throttled_at: None,
@@ -148,8 +148,10 @@ impl Rounds {
     pub(super) fn decide(&mut self, now: Instant) -> Decision {
         let seen = self.observation(now);
         let drain = drain_time(&seen);
-        if self.shrank_at.is_none() || drain < self.drain_least.mul_f64(0.9) {
-            (self.drain_least, self.shrank_at) = (drain, Some(now));
+        // In pages: what a page costs is still being learned.
+        let left = seen.backlog_pages;
+        if self.shrank_at.is_none() || left < self.left_least - self.left_least / 10 {
+            (self.left_least, self.shrank_at) = (left, Some(now));
         }
         if seen.rate_bytes_per_s >= 1.0 && seen.dirty_pages_per_s.is_some() {
             let stop = predicted_stop(&seen, &self.policy);
@@ -211,7 +213,10 @@ impl Rounds {
         let policy = &self.policy;
         let time = self.began_at.map(|at| now.duration_since(at));
         policy.rounds_max.is_some_and(|most| self.rounds >= most)
-            || policy.time_max.zip(time).is_some_and(|(most, time)| time >= most)
+            || policy
+                .time_max
+                .zip(time)
+                .is_some_and(|(most, time)| time >= most)
     }
 
     /// QEMU syncs without a pause from now on.
@@ -230,7 +235,7 @@ impl Rounds {
         (self.throttle_percent, self.throttled_at) = (percent, Some(now));
         // What was learned of its rounds is of another guest.
         (self.not_shrinking, self.pages_least) = (0, u64::MAX);
-        (self.drain_least, self.shrank_at) = (Duration::MAX, None);
+        (self.left_least, self.shrank_at) = (u64::MAX, None);
     }
 
     pub(super) fn throttle_percent(&self) -> u8 {
