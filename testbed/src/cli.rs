@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
@@ -9,6 +10,7 @@ use clap::{Parser, Subcommand};
 use crate::arm::{QEMU_ARMS, STAGES, VARIANTS};
 use crate::link_run;
 use crate::progress::Progress;
+use crate::record::{Recording, record};
 use crate::report::{Folder, Results, table, write_page};
 use crate::run::{self, Options};
 use crate::scenario::{self, Scenario};
@@ -57,6 +59,21 @@ enum Verb {
         /// Write the report of the only scenario here as well.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
+    },
+    /// Write down which pages a guest writes, for simulations.
+    Record {
+        /// Whose guest; that of a way back lives its stay.
+        family: String,
+        /// Where it goes.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// How long.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..10_000))]
+        seconds: u32,
+        /// Time between two readings of its memory.
+        #[arg(long, value_name = "MS", default_value_t = 1000,
+            value_parser = clap::value_parser!(u64).range(100..60_000))]
+        interval: u64,
     },
     /// Print the tables of an earlier call, and write its page with charts.
     Report {
@@ -117,6 +134,20 @@ impl Verb {
                     folder,
                 };
                 run_all(&names, &options, report.as_deref())
+            }
+            Self::Record {
+                family,
+                out,
+                seconds,
+                interval,
+            } => {
+                require_root()?;
+                let recording = Recording {
+                    family,
+                    seconds,
+                    interval: Duration::from_millis(interval),
+                };
+                record(&recording, &out, &Progress::shown()).map(|()| true)
             }
             Self::Report { dir } => report(&Folder::open(&dir)?).map(|()| true),
         }

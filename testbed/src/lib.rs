@@ -19,7 +19,7 @@
 //!
 //! Reading order: `cli`, `scenario`, `run`, `arm`, `guest` (image, QEMU, saved state, self-check),
 //! `product`, `stores`, `lab` with `host` and `netns`, `wan` (the link), `overlay` with its hook, `probe` (what
-//! the user sees), `link_run` (transports alone), `report`.
+//! the user sees), `link_run` (transports alone), `report`, `record` (what guests write).
 
 pub mod arm;
 pub mod cli;
@@ -35,6 +35,7 @@ pub mod pair;
 pub mod probe;
 pub mod product;
 pub mod progress;
+pub mod record;
 pub mod report;
 pub mod requirement;
 pub mod run;

@@ -117,11 +117,11 @@ impl Control {
         Ok(verified)
     }
 
-    /// Runs a shell command in the guest, to its end.
+    /// Begins to run a shell command in the guest.
     ///
     /// # Errors
-    /// When it does not end in time, or fails.
-    pub fn run(&self, command: &str, limit: Duration) -> anyhow::Result<()> {
+    /// When the guest cannot be told.
+    pub fn begin(&self, command: &str) -> anyhow::Result<()> {
         ensure!(!command.contains('\n'), "a command is one line");
         self.heard
             .lock()
@@ -129,7 +129,15 @@ impl Control {
             .ran = None;
         (&self.stream)
             .write_all(format!("RUN {command}\n").as_bytes())
-            .context("the guest's serial line is closed")?;
+            .context("the guest's serial line is closed")
+    }
+
+    /// Runs a shell command in the guest, to its end.
+    ///
+    /// # Errors
+    /// When it does not end in time, or fails.
+    pub fn run(&self, command: &str, limit: Duration) -> anyhow::Result<()> {
+        self.begin(command)?;
         let what = format!("the end of `{command}` in the guest");
         let code = clock::wait_until(&what, limit, || {
             Ok(self
