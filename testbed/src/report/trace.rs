@@ -32,6 +32,8 @@ pub struct Point {
     pub phase: Option<String>,
     /// Bits a second that are delivered.
     pub rate_bps: Option<f64>,
+    /// Bits a second that are applied at the target.
+    pub goodput_bps: Option<f64>,
     /// What waits in the link's queue.
     pub queueing_ms: Option<f64>,
     /// Pages that are still to be sent.
@@ -50,13 +52,31 @@ pub struct Point {
     pub throttle_percent: Option<f64>,
 }
 
-/// A prediction.
+/// A prediction. One without a spread may be a bare number.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(from = "Predicted")]
 pub struct Range {
     /// At least.
     pub low: f64,
     /// At most.
     pub high: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Predicted {
+    Exact(f64),
+    Range { low: f64, high: f64 },
+}
+
+impl From<Predicted> for Range {
+    fn from(predicted: Predicted) -> Self {
+        let (low, high) = match predicted {
+            Predicted::Exact(value) => (value, value),
+            Predicted::Range { low, high } => (low, high),
+        };
+        Self { low, high }
+    }
 }
 
 /// Something that happened.
@@ -137,7 +157,7 @@ impl Trace {
 mod tests {
     use super::*;
 
-    const TEXT: &str = r#"{"t_ms":0,"phase":"pre-copy","rate_bps":null,"round":1,"more":[1]}
+    const TEXT: &str = r#"{"t_ms":0,"phase":"pre-copy","rate_bps":null,"round":1,"predicted_downtime_ms":7,"more":[1]}
 {"t_ms":10.5,"event":"round"}
 {"t_ms":20,"phase":"pre-copy","rate_bps":9e7,"round":2,"predicted_downtime_ms":{"low":100,"high":250.5}}
 {"t_ms":30,"phase":"pre-c"#;
@@ -150,6 +170,11 @@ mod tests {
         assert_eq!((trace.points.len(), trace.events.len()), (2, 1));
         assert_eq!(trace.events[0].event, "round");
         assert_eq!(trace.points[0].rate_bps, None);
+        let exact = Range {
+            low: 7.0,
+            high: 7.0,
+        };
+        assert_eq!(trace.points[0].predicted_downtime_ms, Some(exact));
         let range = Range {
             low: 100.0,
             high: 250.5,

@@ -160,7 +160,7 @@ mod tests {
             "slowed",
             "tcp-bbr",
             "share of its rate before",
-            "rate, Mbit/s",
+            "delivered, and applied",
         ] {
             assert!(page.contains(said), "{said}");
         }

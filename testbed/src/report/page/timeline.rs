@@ -17,11 +17,16 @@ const LABEL_WIDTH: f64 = 74.0;
 /// Least value on a logarithmic axis.
 const LOG_MIN: f64 = 10.0;
 
-/// One quantity over time.
+/// One quantity over time, or several that are compared.
 struct Panel {
     title: &'static str,
-    class: &'static str,
     axis: Axis,
+    series: &'static [Series],
+}
+
+struct Series {
+    /// Class in the style sheet, which gives its colour.
+    class: &'static str,
     /// Low and high at a time; equal for a line.
     of: fn(&Point) -> Option<(f64, f64)>,
 }
@@ -35,51 +40,75 @@ enum Axis {
 
 const PANELS: [Panel; 6] = [
     Panel {
-        title: "rate, Mbit/s",
-        class: "rate",
+        title: "delivered, and applied at the target (darker), Mbit/s",
         axis: Axis::Linear,
-        of: |point| point.rate_bps.map(|rate| both(rate / 1e6)),
+        series: &[
+            Series {
+                class: "rate",
+                of: |point| point.rate_bps.map(|rate| both(rate / 1e6)),
+            },
+            Series {
+                class: "goodput",
+                of: |point| point.goodput_bps.map(|rate| both(rate / 1e6)),
+            },
+        ],
     },
     Panel {
         title: "queueing delay, ms",
-        class: "queue",
         axis: Axis::Linear,
-        of: |point| point.queueing_ms.map(both),
+        series: &[Series {
+            class: "queue",
+            of: |point| point.queueing_ms.map(both),
+        }],
     },
     Panel {
         title: "left to send, MB on the wire",
-        class: "backlog",
         axis: Axis::Linear,
-        of: |point| point.backlog_bytes.map(|bytes| both(bytes / 1e6)),
+        series: &[Series {
+            class: "backlog",
+            of: |point| point.backlog_bytes.map(|bytes| both(bytes / 1e6)),
+        }],
     },
     Panel {
         title: "pages made dirty, thousands a second",
-        class: "dirty",
         axis: Axis::Linear,
-        of: |point| point.dirty_pages_per_s.map(|rate| both(rate / 1e3)),
+        series: &[Series {
+            class: "dirty",
+            of: |point| point.dirty_pages_per_s.map(|rate| both(rate / 1e3)),
+        }],
     },
     Panel {
         title: "predicted downtime, ms",
-        class: "downtime",
         axis: Axis::Log,
-        of: |point| {
-            point
-                .predicted_downtime_ms
-                .map(|range| (range.low, range.high))
-        },
+        series: &[Series {
+            class: "downtime",
+            of: |point| {
+                let range = point.predicted_downtime_ms;
+                range.map(|range| (range.low, range.high))
+            },
+        }],
     },
     Panel {
         title: "guest slowed by, %",
-        class: "throttle",
         axis: Axis::Linear,
-        of: |point| {
-            point
-                .throttle_percent
-                .filter(|percent| *percent > 0.0)
-                .map(both)
-        },
+        series: &[Series {
+            class: "throttle",
+            of: |point| {
+                let percent = point.throttle_percent;
+                percent.filter(|percent| *percent > 0.0).map(both)
+            },
+        }],
     },
 ];
+
+impl Panel {
+    /// The greatest value; `None` where nothing is known of it.
+    fn greatest(&self, trace: &Trace) -> Option<f64> {
+        let series = self.series.iter();
+        let values = series.flat_map(|series| trace.points.iter().filter_map(series.of));
+        values.map(|(_, high)| high).reduce(f64::max)
+    }
+}
 
 fn both(value: f64) -> (f64, f64) {
     (value, value)
@@ -90,7 +119,7 @@ fn both(value: f64) -> (f64, f64) {
 pub(super) fn chart(title: &str, trace: &Trace, asked_ms: Option<f64>) -> String {
     let panels: Vec<&Panel> = PANELS
         .iter()
-        .filter(|panel| trace.points.iter().any(|point| (panel.of)(point).is_some()))
+        .filter(|panel| panel.greatest(trace).is_some())
         .collect();
     let span_ms = trace
         .points
@@ -168,10 +197,8 @@ impl Scale {
 }
 
 fn draw(svg: &mut String, panel: &Panel, trace: &Trace, time: Time, top: f64, asked: Option<f64>) {
-    let greatest = trace.points.iter().filter_map(panel.of);
-    let greatest = greatest
-        .map(|(_, high)| high)
-        .fold(asked.unwrap_or(0.0), f64::max);
+    let greatest = panel.greatest(trace).unwrap_or(0.0);
+    let greatest = greatest.max(asked.unwrap_or(0.0));
     let max = match panel.axis {
         Axis::Linear => round_up(greatest),
         Axis::Log => 10_f64.powf(greatest.max(LOG_MIN * 10.0).log10().ceil()),
@@ -203,40 +230,41 @@ fn draw(svg: &mut String, panel: &Panel, trace: &Trace, time: Time, top: f64, as
             ),
         );
     }
-    for part in known(trace, panel) {
-        let at = |point: &(f64, f64, f64), value: f64| {
-            format!("{:.1} {:.1}", time.at(point.0), scale.at(value))
-        };
-        let highs: Vec<String> = part.iter().map(|point| at(point, point.2)).collect();
-        if part.iter().all(|point| point.1 >= point.2) {
-            add(
-                svg,
-                format_args!(
-                    "<path class='line {}' d='M{}'/>",
-                    panel.class,
-                    highs.join("L")
-                ),
-            );
-            continue;
+    for series in panel.series {
+        for part in known(trace, series) {
+            curve(svg, series.class, &part, time, scale);
         }
-        let lows: Vec<String> = part.iter().rev().map(|point| at(point, point.1)).collect();
-        add(
-            svg,
-            format_args!(
-                "<path class='band {}' d='M{}L{}Z'/>",
-                panel.class,
-                highs.join("L"),
-                lows.join("L")
-            ),
-        );
     }
 }
 
-/// Time, low and high of spans in which the quantity was known.
-fn known(trace: &Trace, panel: &Panel) -> Vec<Vec<(f64, f64, f64)>> {
+/// Time, low and high of a point.
+type Known = (f64, f64, f64);
+
+/// A line, or the band between low and high.
+fn curve(svg: &mut String, class: &str, part: &[Known], time: Time, scale: Scale) {
+    let at = |point: &Known, value: f64| format!("{:.1} {:.1}", time.at(point.0), scale.at(value));
+    let highs: Vec<String> = part.iter().map(|point| at(point, point.2)).collect();
+    let highs = highs.join("L");
+    if part.iter().all(|point| point.1 >= point.2) {
+        add(
+            svg,
+            format_args!("<path class='line {class}' d='M{highs}'/>"),
+        );
+        return;
+    }
+    let lows: Vec<String> = part.iter().rev().map(|point| at(point, point.1)).collect();
+    let lows = lows.join("L");
+    add(
+        svg,
+        format_args!("<path class='band {class}' d='M{highs}L{lows}Z'/>"),
+    );
+}
+
+/// Spans in which the quantity was known.
+fn known(trace: &Trace, series: &Series) -> Vec<Vec<Known>> {
     let mut parts = vec![Vec::new()];
     for point in &trace.points {
-        match ((panel.of)(point), parts.last_mut()) {
+        match ((series.of)(point), parts.last_mut()) {
             (Some((low, high)), Some(part)) => part.push((point.t_ms, low, high)),
             (None, Some(part)) if !part.is_empty() => parts.push(Vec::new()),
             (Some(_) | None, _) => {}
@@ -250,8 +278,8 @@ fn events(svg: &mut String, trace: &Trace, time: Time, bottom: f64) {
     // Two rows of words: what follows at once stands below.
     let mut free_from = [0.0; 2];
     for event in &trace.events {
-        // Rounds have lines of their own, without words.
-        if event.event.starts_with("round") {
+        // Rounds have lines of their own, without words, and the search for the stop arms QEMU often.
+        if event.event.starts_with("round") || ["arm", "disarm"].contains(&event.event.as_str()) {
             continue;
         }
         let x = time.at(event.t_ms);
