@@ -19,6 +19,8 @@
 
 mod rate;
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 mod simulation;
 mod stuck;
 

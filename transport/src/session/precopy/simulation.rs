@@ -1,8 +1,10 @@
 //! Guests against links: the rule drives a model of a dirty log, an encoder and a link in virtual
-//! time. Pages are drawn from a seeded generator; what the rule sees is what the session sees.
+//! time. Pages are drawn from a seeded generator, or are those that a real guest wrote (`recorded`);
+//! what the rule sees is what the session sees.
 
 use std::time::Duration;
 
+use super::recorded::{self, Recorded};
 use super::{
     Decision, Observation, Policy, Steering, Stuck, WhenStuck, decide, drain_time, predicted_stop,
     stop_floor,
@@ -21,6 +23,19 @@ struct Guest {
     hot_share: f64,
     /// Every second half of so long it writes nothing; zero: it always writes.
     burst: Duration,
+    /// What a real guest wrote, in place of all this.
+    recording: Option<&'static str>,
+}
+
+impl Guest {
+    fn recorded(recording: &'static str) -> Guest {
+        Guest {
+            pages: Recorded::parse(recording).pages,
+            writes_per_s: 0.0,
+            recording: Some(recording),
+            ..IDLE
+        }
+    }
 }
 
 /// How a move ended.
@@ -41,6 +56,9 @@ const LIMIT: Duration = Duration::from_secs(400);
 struct World {
     now: Duration,
     guest: Guest,
+    recorded: Option<Recorded>,
+    /// Slower than the world's where it is throttled.
+    guest_time: Duration,
     link_bytes_per_s: f64,
     rtt: Duration,
     random: u64,
@@ -75,6 +93,8 @@ impl World {
         World {
             now: Duration::ZERO,
             guest,
+            recorded: guest.recording.map(Recorded::parse),
+            guest_time: Duration::ZERO,
             link_bytes_per_s: mbps * 1e6 / 8.0 * 0.95,
             rtt,
             random: 0x9e37_79b9_7f4a_7c15,
@@ -113,9 +133,16 @@ impl World {
     fn step(&mut self) {
         let secs = STEP.as_secs_f64();
         let half = self.guest.burst / 2;
+        let speed = 1.0 - f64::from(self.throttle) / 100.0;
+        if let Some(recorded) = &self.recorded {
+            let to = self.guest_time + STEP.mul_f64(speed);
+            for page in recorded.between(self.guest_time, to) {
+                self.unseen[usize::try_from(page).expect("a page number")] = true;
+            }
+            self.guest_time = to;
+        }
         let rests = !half.is_zero() && (self.now.as_millis() / half.as_millis()) % 2 == 1;
         if !rests {
-            let speed = 1.0 - f64::from(self.throttle) / 100.0;
             self.write_credit += self.guest.writes_per_s * speed * secs;
         }
         while self.write_credit >= 1.0 {
@@ -301,6 +328,7 @@ const IDLE: Guest = Guest {
     writes_per_s: 100.0,
     hot_share: 0.0,
     burst: Duration::ZERO,
+    recording: None,
 };
 /// 8 and 20 MB/s at random in 256 MiB.
 const DIRTY8: Guest = Guest {
@@ -309,6 +337,7 @@ const DIRTY8: Guest = Guest {
     writes_per_s: 1953.0,
     hot_share: 0.0,
     burst: Duration::ZERO,
+    recording: None,
 };
 const DIRTY20: Guest = Guest {
     writes_per_s: 5300.0,
@@ -349,6 +378,28 @@ fn guests_that_fit_arrive_within_the_budget() {
         let end = run(guest, 100.0, 50, &policy(WhenStuck::Throttle));
         let end = end.unwrap_or_else(|| panic!("{name} never ends"));
         println!("{name}: {end:?}");
+        assert_eq!(end.decision, Decision::Stop, "{name} {end:?}");
+        assert!(end.downtime <= Duration::from_millis(300), "{name} {end:?}");
+        assert!(end.at <= Duration::from_secs(seconds_max), "{name} {end:?}");
+        assert_eq!(end.throttle, 0, "{name} {end:?}");
+    }
+}
+
+/// Real guests, whose writes come in bursts and go to some pages again and again, arrive within the
+/// budget on every link that can follow, and the idle one even on a slow one.
+#[test]
+fn recorded_guests_arrive_within_the_budget() {
+    for (name, recording, mbps, rtt_ms, seconds_max) in [
+        ("idle", recorded::IDLE, 100.0, 50, 7),
+        ("idle", recorded::IDLE, 20.0, 100, 32),
+        ("use", recorded::USE, 100.0, 50, 17),
+        ("use", recorded::USE, 50.0, 30, 33),
+        ("use", recorded::USE, 20.0, 100, 90),
+    ] {
+        let guest = Guest::recorded(recording);
+        let end = run(guest, mbps, rtt_ms, &policy(WhenStuck::Throttle));
+        let end = end.unwrap_or_else(|| panic!("{name} never ends"));
+        println!("{name}, {mbps} Mbit/s: {end:?}");
         assert_eq!(end.decision, Decision::Stop, "{name} {end:?}");
         assert!(end.downtime <= Duration::from_millis(300), "{name} {end:?}");
         assert!(end.at <= Duration::from_secs(seconds_max), "{name} {end:?}");
