@@ -8,7 +8,7 @@ use crate::arm::{Arm, Way};
 use crate::guest::{Machine, Past};
 
 /// Each file is a family; one that names a link is a scenario by itself.
-const FAMILIES: [(&str, &str); 17] = [
+const FAMILIES: [(&str, &str); 18] = [
     ("demo", include_str!("../scenarios/demo.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),
     ("smoke-back", include_str!("../scenarios/smoke-back.toml")),
@@ -36,6 +36,7 @@ const FAMILIES: [(&str, &str); 17] = [
     ("return-use", include_str!("../scenarios/return-use.toml")),
     ("dirty8", include_str!("../scenarios/dirty8.toml")),
     ("dirty20", include_str!("../scenarios/dirty20.toml")),
+    ("pair", include_str!("../scenarios/pair.toml")),
     ("beside", include_str!("../scenarios/beside.toml")),
     ("beside-game", include_str!("../scenarios/beside-game.toml")),
 ];
@@ -63,6 +64,8 @@ pub struct Scenario {
     pub send_flags: Vec<String>,
     /// Other people's flows on the overlay while the guest moves.
     pub beside: Option<Beside>,
+    /// A second guest of the same sort moves at the same time.
+    pub pair: bool,
     /// Arms when none are asked for.
     pub arms: Vec<Arm>,
 }
@@ -92,6 +95,8 @@ struct Family {
     send_flags: Vec<String>,
     #[serde(default)]
     beside: Option<Beside>,
+    #[serde(default)]
+    pair: bool,
     guest: Machine,
     #[serde(default)]
     past: Past,
@@ -141,6 +146,7 @@ impl Scenario {
             downtime_ms: family.downtime_ms,
             send_flags: family.send_flags,
             beside: family.beside,
+            pair: family.pair,
             arms,
         })
     }
@@ -217,9 +223,9 @@ mod tests {
     #[test]
     fn beside_is_dirty8() {
         let named = |name: &str| Scenario::named(&format!("{name}/wan-100m")).unwrap();
-        for name in ["beside", "beside-game"] {
+        for name in ["beside", "beside-game", "pair"] {
             assert_eq!(named(name).machine, named("dirty8").machine);
-            assert!(named(name).beside.is_some(), "{name}");
+            assert_eq!(named(name).beside.is_none(), named(name).pair, "{name}");
         }
     }
 

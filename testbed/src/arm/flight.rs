@@ -47,6 +47,8 @@ pub struct Sides<'a> {
     pub lab: &'a Lab,
     /// Which way the guest goes.
     pub way: Way,
+    /// Which of the migrations that go on at once, from 0: each has ports and files of its own.
+    pub slot: u16,
     /// What the arm is asked for.
     pub asked: &'a Asked,
     /// The guest.
@@ -61,11 +63,45 @@ pub struct Sides<'a> {
     pub hook: Option<PathBuf>,
 }
 
+impl Asked {
+    /// Whether the product may stop the guest for longer than asked.
+    pub fn may_force(&self, arm: &Arm) -> bool {
+        let Arm::Scaleaway { flags, .. } = arm else {
+            return false;
+        };
+        let words: Vec<&str> = flags
+            .iter()
+            .chain(&self.send_flags)
+            .map(String::as_str)
+            .collect();
+        // The last word counts.
+        let mut policies = words.windows(2).filter(|pair| pair[0] == "--when-stuck");
+        policies.next_back().is_some_and(|pair| pair[1] == "force")
+    }
+}
+
 impl Sides<'_> {
     /// Where the product's `send` writes down what it sees and decides.
     pub fn trace_file(&self) -> PathBuf {
         let [(source, _), _] = self.way.ends(self.lab);
-        source.outside(&private(TRACE))
+        source.outside(&self.private(TRACE))
+    }
+
+    /// A file in a host's private folder.
+    fn private(&self, name: &str) -> PathBuf {
+        let folder = Path::new(PRIVATE);
+        match self.slot {
+            0 => folder.join(name),
+            slot => folder.join(format!("{slot}-{name}")),
+        }
+    }
+
+    fn migration_port(&self) -> u16 {
+        MIGRATION_PORT + self.slot
+    }
+
+    fn product_port(&self) -> u16 {
+        PRODUCT_PORT + self.slot
     }
 }
 
@@ -141,7 +177,7 @@ impl Flight {
                         source,
                         target,
                         sides.way.target_address(),
-                        MIGRATION_PORT,
+                        sides.migration_port(),
                     )?)),
                     false => None,
                 };
@@ -167,13 +203,14 @@ impl Flight {
         match self {
             Self::Nothing => Ok(()),
             Self::Native { method, tunnel, .. } => {
-                let listen = format!("tcp:0.0.0.0:{MIGRATION_PORT}");
+                let port = sides.migration_port();
+                let listen = format!("tcp:0.0.0.0:{port}");
                 let host = if tunnel.is_some() {
                     "127.0.0.1"
                 } else {
                     sides.way.target_address()
                 };
-                let dial = format!("tcp:{host}:{MIGRATION_PORT}");
+                let dial = format!("tcp:{host}:{port}");
                 let ends = Ends {
                     listen: &listen,
                     dial: &dial,
@@ -183,18 +220,18 @@ impl Flight {
             }
             Self::Product { flags, send, .. } => {
                 let [(source, _), (_, peer)] = sides.way.ends(sides.lab);
-                let to = format!("{}:{PRODUCT_PORT}", sides.way.target_address());
+                let to = format!("{}:{}", sides.way.target_address(), sides.product_port());
                 let mut arguments = words(&["--to", &to, "--peer", peer]);
                 arguments.extend(words(&["--downtime", &sides.asked.downtime_ms.to_string()]));
-                arguments.extend(role_arguments(sides.source, &sides.hook));
+                arguments.extend(role_arguments(sides.source, sides));
                 if sides.asked.trace {
-                    let trace = private(TRACE).display().to_string();
+                    let trace = sides.private(TRACE).display().to_string();
                     arguments.extend(words(&["--trace", &trace]));
                 }
                 arguments.extend(flags.iter().cloned());
                 arguments.extend(sides.asked.send_flags.iter().cloned());
-                let log = source.outside(&private("send.log"));
-                *send = Some(at(source)?.start("send", &arguments, &log)?);
+                let log = source.outside(&sides.private("send.log"));
+                *send = Some(at(source, sides)?.start("send", &arguments, &log)?);
                 Ok(())
             }
         }
@@ -272,7 +309,7 @@ impl Flight {
                     }
                 }
                 let [(source, _), _] = sides.way.ends(sides.lab);
-                let path = source.outside(&private("product-report.json"));
+                let path = source.outside(&sides.private("product-report.json"));
                 let text = fs::read(&path).context("`send` wrote no report")?;
                 Ok(Some(
                     serde_json::from_slice(&text).context("the report is no JSON")?,
@@ -293,44 +330,40 @@ fn receive(sides: &Sides<'_>) -> anyhow::Result<Running> {
     let (cloud, client) = (&sides.lab.cloud, &sides.lab.client);
     match sides.stores {
         // They know each other since they moved the guest.
-        Some(stores) => stores.give(cloud, client, &private(STATE_DIR))?,
-        None => product::introduce(&at(cloud)?, &at(client)?)?,
+        Some(stores) => stores.give(cloud, client, &sides.private(STATE_DIR))?,
+        None => product::introduce(&at(cloud, sides)?, &at(client, sides)?)?,
     }
-    let product = at(target)?;
+    let product = at(target, sides)?;
     if let Some(image) = sides.known {
         product.share_content(image, peer)?;
     }
-    let mut arguments = words(&["--listen", &format!("0.0.0.0:{PRODUCT_PORT}")]);
+    let mut arguments = words(&["--listen", &format!("0.0.0.0:{}", sides.product_port())]);
     arguments.extend(words(&["--peer", peer]));
-    arguments.extend(role_arguments(sides.target, &sides.hook));
-    let log = target.outside(&private("receive.log"));
+    arguments.extend(role_arguments(sides.target, sides));
+    let log = target.outside(&sides.private("receive.log"));
     let mut receive = product.start("receive", &arguments, &log)?;
     receive.wait_listening()?;
     Ok(receive)
 }
 
-fn at(host: &Host) -> anyhow::Result<Product<'_>> {
+fn at<'a>(host: &'a Host, sides: &Sides<'_>) -> anyhow::Result<Product<'a>> {
     let program = product::program()?;
     Ok(Product::new(
         Place::Host(host),
         &program,
-        &private(STATE_DIR),
+        &sides.private(STATE_DIR),
     ))
 }
 
 /// What both roles are given.
-fn role_arguments(guest: &Guest, hook: &Option<PathBuf>) -> Vec<String> {
-    let report = private("product-report.json").display().to_string();
+fn role_arguments(guest: &Guest, sides: &Sides<'_>) -> Vec<String> {
+    let report = sides.private("product-report.json").display().to_string();
     let monitor = guest.product_monitor().display().to_string();
     let mut arguments = words(&["--qmp", &monitor, "--report", &report]);
-    if let Some(hook) = hook {
+    if let Some(hook) = &sides.hook {
         arguments.extend(words(&["--hook", &hook.display().to_string()]));
     }
     arguments
-}
-
-fn private(name: &str) -> PathBuf {
-    Path::new(PRIVATE).join(name)
 }
 
 fn words(list: &[&str]) -> Vec<String> {
@@ -345,4 +378,25 @@ fn last_line(running: &Running) -> String {
     let refused = lines().find(|line| line.starts_with("error: "));
     let last = lines().rfind(|line| !line.trim().is_empty());
     refused.or(last).unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The last policy counts, and only the product has one.
+    #[test]
+    fn who_may_force() {
+        let may = |arm: &str, words: &[&str]| {
+            let asked = Asked {
+                send_flags: self::words(words),
+                ..Asked::default()
+            };
+            asked.may_force(&arm.parse().unwrap())
+        };
+        assert!(may("scaleaway-force", &[]));
+        assert!(may("scaleaway", &["--when-stuck", "force"]));
+        assert!(!may("scaleaway-force", &["--when-stuck", "wait"]));
+        assert!(!may("scaleaway", &[]) && !may("qemu-plain", &["--when-stuck", "force"]));
+    }
 }

@@ -6,6 +6,7 @@
 mod beside;
 mod folder;
 mod page;
+mod pair;
 mod summary;
 mod table;
 mod trace;
@@ -17,6 +18,7 @@ pub use beside::{Beside, Flows};
 pub use folder::Folder;
 pub(crate) use folder::write;
 pub use page::{Results, page, write as write_page};
+pub use pair::Pair;
 pub use summary::{
     Encoded, FigureOf, NONE, OURS, REFERENCE, Spread, Summary, comparison, summaries,
 };
@@ -126,6 +128,9 @@ pub struct MigrationRun {
     /// `wire_bytes` too.
     #[serde(default)]
     pub beside: Option<Beside>,
+    /// A second guest that moved at the same time, in scenarios that have one.
+    #[serde(default)]
+    pub pair: Option<Pair>,
     /// Cores that the source's QEMU took.
     #[serde(default)]
     pub source_cpu: Option<SourceCpu>,
@@ -164,6 +169,7 @@ pub(crate) fn example() -> MigrationRun {
         counter_resets: Some(0),
         self_check_errors: Some(0),
         beside: None,
+        pair: None,
         source_cpu: None,
         trace: None,
         report: None,

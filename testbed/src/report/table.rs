@@ -66,6 +66,7 @@ pub fn table(runs: &[MigrationRun]) -> String {
         }
     }
     text.push_str(&super::beside::table(runs));
+    text.push_str(&super::pair::lines(runs));
     text.push_str(&source_cpu(runs));
     text.push_str(&comparison(runs));
     text

@@ -2,6 +2,7 @@
 
 use crate::guest::Counters;
 use crate::probe::CounterLog;
+use crate::report::Trace;
 
 /// Shortest span of counter lines that gives a rate.
 const SPAN_MIN_US: u64 = 500_000;
@@ -76,10 +77,35 @@ pub(super) fn writes_share_after(
     Some(f64::from(writes) / seconds / before)
 }
 
+/// Bytes that each of two migrations, which began at the same time, had delivered when one of them
+/// ended; `None` where a trace says nothing of its rate.
+pub(super) fn moved_together(one: &Trace, other: &Trace) -> Option<[f64; 2]> {
+    let end_ms = |trace: &Trace| trace.points.last().map(|point| point.t_ms);
+    let until_ms = end_ms(one)?.min(end_ms(other)?);
+    let moved = |trace: &Trace| -> f64 {
+        let spans = trace.points.windows(2);
+        let bits = spans.filter_map(|pair| {
+            let ms = pair[1].t_ms.min(until_ms) - pair[0].t_ms;
+            Some(pair[1].rate_bps? * ms.max(0.0) / 1000.0)
+        });
+        bits.sum::<f64>() / 8.0
+    };
+    let bytes = [moved(one), moved(other)];
+    (bytes[0] + bytes[1] > 0.0).then_some(bytes)
+}
+
+/// Jain's index: 1 where all have the same, one over their number where one has all.
+pub(super) fn jain(parts: [f64; 2]) -> Option<f64> {
+    let sum: f64 = parts.iter().sum();
+    let squares: f64 = parts.iter().map(|part| part * part).sum();
+    (squares > 0.0).then(|| sum * sum / (2.0 * squares))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::probe::Sample;
+    use crate::report::Point;
 
     fn sample(at_ms: u64, writes: u64) -> Counters {
         Counters {
@@ -109,6 +135,29 @@ mod tests {
         assert_eq!(share(5_000_000), Some(0.005));
         assert_eq!(share(7_000_000), Some(0.5025));
         assert_eq!(share(3_100_000), None, "too short to say");
+    }
+
+    /// A steady 80 Mbit/s for two seconds beside 40 Mbit/s for four: what counts is the first two.
+    #[test]
+    fn two_at_once() {
+        let trace = |rate_bps: f64, tenths: u32| Trace {
+            points: (0..=tenths)
+                .map(|tenth| Point {
+                    t_ms: f64::from(tenth) * 100.0,
+                    rate_bps: Some(rate_bps),
+                    ..Point::default()
+                })
+                .collect(),
+            events: Vec::new(),
+        };
+        let bytes = moved_together(&trace(80e6, 20), &trace(40e6, 40)).unwrap();
+        assert!(
+            (bytes[0] - 20e6).abs() < 1.0 && (bytes[1] - 10e6).abs() < 1.0,
+            "{bytes:?}"
+        );
+        assert_eq!(jain(bytes).map(|index| (index * 100.0).round()), Some(90.0));
+        assert_eq!(jain([7.0, 7.0]), Some(1.0));
+        assert_eq!(moved_together(&Trace::default(), &trace(1.0, 2)), None);
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::Value;
 
-use super::beside::{self, Flowing};
+use super::before::{Before, Wire};
 use super::cpu::CpuWatch;
 use super::figures;
+use super::fly::{Ended, beside_second, fly};
+use super::second::Second;
 use super::watch::{Seen, Watch};
 use crate::arm::{Arm, Asked, Flight, Sides, TRACE};
 use crate::clock;
@@ -18,27 +19,14 @@ use crate::lab::Lab;
 use crate::netns::PRIVATE;
 use crate::overlay::{Overlay, TAP};
 use crate::progress::Progress;
-use crate::report::{Beside, MigrationRun, Outcome, Trace};
+use crate::report::{MigrationRun, Outcome, Trace};
 use crate::scenario::Scenario;
 use crate::sparse;
 use crate::stores::Stores;
-use crate::wan::WanCounters;
 
-/// The guest is observed for so long before the start.
-const BEFORE: Duration = Duration::from_secs(4);
-/// And so long after it runs at the target.
+/// The guest is observed for so long after it runs at the target.
 /// A ping counts as lost after two seconds, so this is more.
 const AFTER: Duration = Duration::from_secs(4);
-/// Between two looks at a migration on its way. RESUME is stamped by QEMU, not by this.
-const LOOK: Duration = Duration::from_millis(250);
-/// How long a guest that stays is watched.
-const STAY: Duration = Duration::from_secs(20);
-const LIMIT: Duration = Duration::from_secs(180);
-/// For a link that needs two minutes for the guest's first pass alone.
-const LIMIT_SLOW_LINK: Duration = Duration::from_secs(600);
-const SLOW_LINK: &str = "dsl-20m";
-/// From the target's RESUME to the end of the source's part, where no pages are left to move.
-const FINISH_MIN: Duration = Duration::from_secs(20);
 
 /// What a run is made of.
 #[derive(Debug)]
@@ -56,42 +44,6 @@ pub(super) struct Setting<'a> {
     /// Where the run's logs are kept.
     pub(super) logs: PathBuf,
     pub(super) keep: bool,
-}
-
-/// How a flight ended.
-struct Ended {
-    outcome: Outcome,
-    reason: Option<String>,
-    started_us: u64,
-    stopped_us: Option<u64>,
-    resumed_us: Option<u64>,
-    /// After post-copy: when the last page was there.
-    completed_us: Option<u64>,
-    report: Option<Value>,
-}
-
-impl Ended {
-    /// Nothing has arrived yet.
-    fn open(started_us: u64) -> Self {
-        Self {
-            outcome: Outcome::NotArrived,
-            reason: None,
-            started_us,
-            stopped_us: None,
-            resumed_us: None,
-            completed_us: None,
-            report: None,
-        }
-    }
-
-    fn failed(started_us: u64, error: &anyhow::Error) -> Self {
-        let reason = Some(format!("{error:#}"));
-        Self {
-            outcome: Outcome::Failed,
-            reason,
-            ..Self::open(started_us)
-        }
-    }
 }
 
 /// Runs it. An arm that fails is a result; a lab that fails is an error.
@@ -121,12 +73,17 @@ fn in_lab(
     let overlay = Overlay::join(lab, GUEST_MAC, &program)?;
     progress.step(&format!("{name}: loading the guest's saved state"));
     let (source, target) = guests(setting, lab)?;
+    let second = match setting.scenario.pair {
+        true => Some(Second::ready(setting, lab, &files(setting))?),
+        false => None,
+    };
     let control = source.control()?;
     let watch = Watch::start(lab, &program)?;
     let disk = disk();
     let sides = Sides {
         lab,
         way: setting.scenario.way(),
+        slot: 0,
         asked: setting.asked,
         stores: setting.stores,
         known: setting.scenario.known.then_some(disk.as_path()),
@@ -137,22 +94,16 @@ fn in_lab(
     let mut flight = Flight::prepare(setting.arm, &sides);
     progress.step(&format!("{name}: watching the guest before the start"));
     let mut cpu = CpuWatch::new(source.pid());
-    let mut before = Before::observe(setting, lab, &program)?;
-
-    let wan_before = lab.wan.counters()?;
+    let mut before = Before::observe(setting.scenario, lab, &program)?;
     progress.step(&format!("{name}: moving"));
-    let idle_us = clock::epoch_us() - before.from_us;
-    let mut ended = match &mut flight {
+    let (mut ended, other) = beside_second(second.as_ref(), || match &mut flight {
         Ok(flight) => fly(setting, flight, &sides, &mut cpu, &|said| {
             progress.detail(&format!("{name}: {said}"))
         }),
         // An arm that cannot even begin is a result too.
         Err(error) => Ended::failed(clock::epoch_us(), error),
-    };
-    let wan_after = lab.wan.counters()?;
-    let moved_us = clock::epoch_us() - ended.started_us;
-    let idle_bytes = wan_before.wire_bytes() - before.wan.wire_bytes();
-    let background = u128::from(idle_bytes) * u128::from(moved_us) / u128::from(idle_us.max(1));
+    })?;
+    let wire = before.wire(lab)?;
     let samples = control.samples();
     drop(control);
     progress.step(&format!("{name}: the guest checks all its memory"));
@@ -163,9 +114,11 @@ fn in_lab(
     };
     let until_us = clock::epoch_us();
     let watched = watch.stop()?;
-    let beside = before.felt(&ended, moved_us)?;
+    let beside = before.felt(&ended, wire.to_us)?;
     drop(flight);
     let trace = trace(setting, &sides, &mut ended);
+    let second = second.as_ref().zip(other);
+    let pair = second.map(|(second, ended)| second.figures(ended, &sides));
     keep_logs(lab, &setting.logs)?;
 
     let stopped_us = ended.stopped_us.unwrap_or(until_us);
@@ -177,17 +130,14 @@ fn in_lab(
         watched.writes_share_after(before, resumed_us, completed_us)
     });
     Ok(MigrationRun {
-        wire_bytes: Some(wan_after.wire_bytes() - wan_before.wire_bytes()),
-        wire_bytes_background: u64::try_from(background).ok(),
-        wire_bytes_delivered: Some(delivered(&wan_after) - delivered(&wan_before)),
-        queue_drops: Some(wan_after.queue_drops() - wan_before.queue_drops()),
         guest_writes_share: share,
         guest_writes_share_after,
         self_check_errors,
         beside,
+        pair,
         source_cpu: Some(cpu.figures(rustix::param::clock_ticks_per_second())),
         trace,
-        ..figures_of(setting, ended, seen)
+        ..figures_of(setting, ended, seen, &wire)
     })
 }
 
@@ -205,54 +155,8 @@ fn trace(setting: &Setting<'_>, sides: &Sides<'_>, ended: &mut Ended) -> Option<
     }
 }
 
-/// The time before the start, when nothing moves yet.
-struct Before {
-    from_us: u64,
-    wan: WanCounters,
-    /// Other people's flows, and since when they had found their rate.
-    flows: Option<(Flowing, u64)>,
-}
-
-impl Before {
-    /// Begins whatever goes on beside the migration, and watches for a while.
-    fn observe(setting: &Setting<'_>, lab: &Lab, program: &Path) -> anyhow::Result<Self> {
-        let from_us = clock::epoch_us();
-        let wan = lab.wan.counters()?;
-        let flows = match &setting.scenario.beside {
-            Some(asked) => {
-                let flowing = Flowing::start(lab, asked, program)?;
-                clock::pause(beside::SETTLE);
-                let alone_from_us = clock::epoch_us();
-                clock::pause(beside::ALONE);
-                Some((flowing, alone_from_us))
-            }
-            None => {
-                clock::pause(BEFORE);
-                None
-            }
-        };
-        Ok(Self {
-            from_us,
-            wan,
-            flows,
-        })
-    }
-
-    /// Ends the flows; what they felt of the migration.
-    fn felt(&mut self, ended: &Ended, moved_us: u64) -> anyhow::Result<Option<Beside>> {
-        let Some((flowing, alone_from_us)) = self.flows.take() else {
-            return Ok(None);
-        };
-        let arrived_us = ended.completed_us.or(ended.resumed_us);
-        let to_us = arrived_us.unwrap_or(ended.started_us + moved_us);
-        let flown = flowing.stop()?;
-        let (alone, during) = ((alone_from_us, ended.started_us), (ended.started_us, to_us));
-        Ok(Some(flown.figures(alone, during)))
-    }
-}
-
 /// Wrong pages that the guest finds in its whole memory, a while after it arrived.
-fn self_check(guest: &Guest, ended: &mut Ended) -> Option<u64> {
+pub(super) fn self_check(guest: &Guest, ended: &mut Ended) -> Option<u64> {
     clock::pause(AFTER);
     match guest.control().and_then(|control| control.verify()) {
         Ok(verified) => Some(verified.errors),
@@ -264,25 +168,34 @@ fn self_check(guest: &Guest, ended: &mut Ended) -> Option<u64> {
     }
 }
 
-/// What follows from the events and from what the user saw.
-fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen) -> MigrationRun {
+/// What follows from the events, what the user saw and what crossed the link.
+fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen, wire: &Wire) -> MigrationRun {
     let after = |from_us, at: Option<u64>| at.and_then(|at| figures::between_ms(from_us, at));
     let resumed_ms = after(ended.started_us, ended.resumed_us);
     let completed_ms = after(ended.started_us, ended.completed_us);
+    let downtime_ms = ended
+        .stopped_us
+        .and_then(|from_us| after(from_us, ended.resumed_us));
+    let late =
+        downtime_ms > Some(Duration::from_millis(setting.asked.downtime_ms).as_secs_f64() * 1e3);
+    let forced = ended.outcome == Outcome::Arrived && late && setting.asked.may_force(setting.arm);
+    let outcome = if forced {
+        Outcome::Forced
+    } else {
+        ended.outcome
+    };
     MigrationRun {
         arm: setting.arm.to_string(),
         repeat: setting.repeat,
-        outcome: ended.outcome,
+        outcome,
         reason: ended.reason,
         total_ms: completed_ms.or(resumed_ms),
-        downtime_ms: ended
-            .stopped_us
-            .and_then(|from_us| after(from_us, ended.resumed_us)),
+        downtime_ms,
         resumed_ms: completed_ms.and(resumed_ms),
-        wire_bytes: None,
-        wire_bytes_background: None,
-        wire_bytes_delivered: None,
-        queue_drops: None,
+        wire_bytes: Some(wire.bytes),
+        wire_bytes_background: wire.background_bytes,
+        wire_bytes_delivered: Some(wire.delivered_bytes),
+        queue_drops: Some(wire.queue_drops),
         ping_outage_ms: seen.longest_gap_ms,
         outage_ms: seen.outage_ms,
         ping_late: seen.late,
@@ -293,19 +206,24 @@ fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen) -> MigrationRun {
         counter_resets: seen.resets,
         self_check_errors: None,
         beside: None,
+        pair: None,
         source_cpu: None,
         trace: None,
         report: ended.report,
     }
 }
 
-fn delivered(counters: &WanCounters) -> u64 {
-    counters.wire_bytes_delivered()
-}
-
 /// The guest's disk as its host sees it.
 fn disk() -> PathBuf {
     Path::new(PRIVATE).join("disk.img")
+}
+
+/// Kernel, initrd and the disk of the host's own.
+fn files(setting: &Setting<'_>) -> Files {
+    Files {
+        disk: disk(),
+        ..setting.image.into()
+    }
 }
 
 /// The warmed-up guest at its source and a QEMU that waits for it at the target.
@@ -318,10 +236,7 @@ fn guests(setting: &Setting<'_>, lab: &Lab) -> anyhow::Result<(Guest, Guest)> {
             sparse::copy(&setting.image.disk(), &host.outside(&disk()))?;
         }
     }
-    let files = Files {
-        disk: disk(),
-        ..setting.image.into()
-    };
+    let files = files(setting);
     let network = Network::Tap(TAP.to_owned());
     let target = Guest::incoming(Place::Host(target), &files, machine, &network, &folder)?;
     let source = State::restore(
@@ -335,92 +250,11 @@ fn guests(setting: &Setting<'_>, lab: &Lab) -> anyhow::Result<(Guest, Guest)> {
     Ok((source, target))
 }
 
-/// From the start command to RESUME, failure or the limit.
-fn fly(
-    setting: &Setting<'_>,
-    flight: &mut Flight,
-    sides: &Sides<'_>,
-    cpu: &mut CpuWatch,
-    say: &dyn Fn(&str),
-) -> Ended {
-    let limit = if setting.scenario.link_name == SLOW_LINK {
-        LIMIT_SLOW_LINK
-    } else {
-        LIMIT
-    };
-    let started_us = clock::epoch_us();
-    let began = clock::now();
-    let mut ended = Ended::open(started_us);
-    cpu.start();
-    if setting.arm == &Arm::None {
-        clock::pause(STAY);
-        ended.outcome = Outcome::Stayed;
-        return ended;
-    }
-    if let Err(error) = flight.start(sides) {
-        return Ended::failed(started_us, &error);
-    }
-    let resumed = loop {
-        if let Some(event) = sides
-            .target
-            .monitor()
-            .wait_event("RESUME", started_us, LOOK)
-        {
-            break Some(event);
-        }
-        cpu.look();
-        match flight.check(sides) {
-            Ok(state) => {
-                let seconds = began.elapsed().as_secs();
-                say(&format!("{seconds} s, {state}"));
-            }
-            Err(error) => {
-                // It may have arrived between the two looks.
-                let last = sides
-                    .target
-                    .monitor()
-                    .wait_event("RESUME", started_us, LOOK);
-                if last.is_none() {
-                    ended.outcome = Outcome::Failed;
-                    ended.reason = Some(format!("{error:#}"));
-                }
-                break last;
-            }
-        }
-        if began.elapsed() > limit {
-            ended.reason = Some(format!("{} s are over", limit.as_secs()));
-            break None;
-        }
-    };
-    let Some(resumed) = resumed else { return ended };
-    ended.outcome = Outcome::Arrived;
-    ended.resumed_us = Some(resumed.at_us);
-    let stop = sides
-        .source
-        .monitor()
-        .wait_event("STOP", started_us, Duration::ZERO);
-    ended.stopped_us = stop.map(|event| event.at_us);
-    // After post-copy the last pages are still to come.
-    let left = limit.saturating_sub(began.elapsed()).max(FINISH_MIN);
-    match flight.finish(sides, left) {
-        Ok(report) => {
-            let moved_after = report
-                .as_ref()
-                .is_some_and(|report| report["post_copy"].is_object());
-            ended.report = report;
-            ended.completed_us =
-                (setting.arm.is_qemu_postcopy() || moved_after).then(clock::epoch_us);
-        }
-        Err(error) => ended.reason = Some(format!("it arrived, but: {error:#}")),
-    }
-    ended
-}
-
 /// Copies the small files of both hosts: logs, consoles, reports.
 fn keep_logs(lab: &Lab, to: &Path) -> anyhow::Result<()> {
     for host in [&lab.cloud, &lab.client, &lab.user] {
         let role = host.name().rsplit('-').next().unwrap_or("host");
-        for folder in ["", "guest", "ssh"] {
+        for folder in ["", "guest", "second", "ssh"] {
             let from = host.outside(&Path::new(PRIVATE).join(folder));
             let Ok(entries) = fs::read_dir(&from) else {
                 continue;
@@ -430,7 +264,7 @@ fn keep_logs(lab: &Lab, to: &Path) -> anyhow::Result<()> {
                 if name.ends_with(".log")
                     || name == "log"
                     || name.ends_with(".json")
-                    || name == TRACE
+                    || name.ends_with(TRACE)
                 {
                     fs::create_dir_all(to)?;
                     let part = if folder.is_empty() { "" } else { "-" };

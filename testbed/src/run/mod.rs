@@ -1,9 +1,12 @@
 //! Runs of a scenario: every arm and repeat from the same saved state, each in a lab of its own.
 
+mod before;
 mod beside;
 mod cpu;
 mod figures;
+mod fly;
 mod migration;
+mod second;
 mod watch;
 
 use anyhow::{Context, ensure};
@@ -13,7 +16,7 @@ use crate::arm::{Arm, Asked};
 use crate::guest::{Image, State};
 use crate::lab::{Lab, LabOptions};
 use crate::progress::Progress;
-use crate::report::{Document, Folder, MigrationRun, Outcome};
+use crate::report::{Document, Folder, MigrationRun, Outcome, Pair};
 use crate::scenario::Scenario;
 use crate::stores::Stores;
 use crate::wan::LinkJson;
@@ -132,7 +135,8 @@ fn asked(scenario: &Scenario, options: &Options) -> Asked {
     Asked {
         downtime_ms: options.downtime_ms.unwrap_or(scenario.downtime_ms),
         send_flags,
-        trace: options.trace,
+        // How two share a link is read in their traces.
+        trace: options.trace || scenario.pair,
     }
 }
 
@@ -143,8 +147,15 @@ pub fn all_well(document: &Document<MigrationRun>) -> bool {
             Outcome::Arrived | Outcome::Forced | Outcome::Stayed => true,
             Outcome::NotArrived | Outcome::Failed => false,
         };
-        well && run.self_check_errors == Some(0) && run.counter_resets.unwrap_or(0) == 0
+        well && run.self_check_errors == Some(0)
+            && run.counter_resets.unwrap_or(0) == 0
+            && run.pair.as_ref().is_none_or(is_well)
     })
+}
+
+/// The same of a second guest.
+fn is_well(pair: &Pair) -> bool {
+    pair.outcome == Outcome::Arrived && pair.self_check_errors == Some(0)
 }
 
 /// A lab on the scenario's link.
