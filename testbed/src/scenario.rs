@@ -8,7 +8,7 @@ use crate::arm::{Arm, Way};
 use crate::guest::{Machine, Past};
 
 /// Each file is a family; one that names a link is a scenario by itself.
-const FAMILIES: [(&str, &str); 18] = [
+const FAMILIES: [(&str, &str); 19] = [
     ("demo", include_str!("../scenarios/demo.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),
     ("smoke-back", include_str!("../scenarios/smoke-back.toml")),
@@ -36,6 +36,7 @@ const FAMILIES: [(&str, &str); 18] = [
     ("return-use", include_str!("../scenarios/return-use.toml")),
     ("dirty8", include_str!("../scenarios/dirty8.toml")),
     ("dirty20", include_str!("../scenarios/dirty20.toml")),
+    ("flood", include_str!("../scenarios/flood.toml")),
     ("pair", include_str!("../scenarios/pair.toml")),
     ("beside", include_str!("../scenarios/beside.toml")),
     ("beside-game", include_str!("../scenarios/beside-game.toml")),

@@ -83,9 +83,10 @@ pub const VARIANTS: [(&str, &[&str]); 5] = [
 pub const STAGES: [&str; 7] = ["same", "zero", "copy", "known", "delta", "literal", "raw"];
 
 /// Names of QEMU's arms; each also with `-cubic`.
-pub const QEMU_ARMS: [(&str, Method, bool); 5] = [
+pub const QEMU_ARMS: [(&str, Method, bool); 6] = [
     ("qemu-plain", Method::Plain, false),
     ("qemu-multifd-zstd", Method::MultifdZstd, false),
+    ("qemu-auto-converge", Method::AutoConverge, false),
     ("qemu-xbzrle", Method::Xbzrle, false),
     ("qemu-ssh", Method::Plain, true),
     ("qemu-postcopy-preempt", Method::PostcopyPreempt, false),

@@ -19,6 +19,8 @@ pub enum Method {
     Plain,
     /// Four streams, zstd level 1.
     MultifdZstd,
+    /// Plain, and QEMU slows the guest while its passes do not shrink.
+    AutoConverge,
     /// Differences to the last version of a page.
     Xbzrle,
     /// The guest runs at the target after the first pass, and misses pages until they come.
@@ -49,6 +51,7 @@ pub fn start(
         let capabilities = [
             ("multifd", method == Method::MultifdZstd),
             ("xbzrle", method == Method::Xbzrle),
+            ("auto-converge", method == Method::AutoConverge),
             ("postcopy-ram", method == Method::PostcopyPreempt),
             ("postcopy-preempt", method == Method::PostcopyPreempt),
         ];
@@ -57,7 +60,7 @@ pub fn start(
             "downtime-limit": downtime_ms,
         });
         match method {
-            Method::Plain | Method::PostcopyPreempt => {}
+            Method::Plain | Method::AutoConverge | Method::PostcopyPreempt => {}
             Method::MultifdZstd => {
                 parameters["multifd-channels"] = json!(MULTIFD_CHANNELS);
                 parameters["multifd-compression"] = json!("zstd");

@@ -77,8 +77,8 @@ pub(super) fn writes_share_after(
     Some(f64::from(writes) / seconds / before)
 }
 
-/// Bytes that each of two migrations, which began at the same time, had delivered when one of them
-/// ended; `None` where a trace says nothing of its rate.
+/// Bytes that each of two migrations, which began at the same time, had moved when one of them
+/// ended: as applied at the target, where a trace has that; `None` where a trace says nothing of its rate.
 pub(super) fn moved_together(one: &Trace, other: &Trace) -> Option<[f64; 2]> {
     let end_ms = |trace: &Trace| trace.points.last().map(|point| point.t_ms);
     let until_ms = end_ms(one)?.min(end_ms(other)?);
@@ -86,7 +86,8 @@ pub(super) fn moved_together(one: &Trace, other: &Trace) -> Option<[f64; 2]> {
         let spans = trace.points.windows(2);
         let bits = spans.filter_map(|pair| {
             let ms = pair[1].t_ms.min(until_ms) - pair[0].t_ms;
-            Some(pair[1].rate_bps? * ms.max(0.0) / 1000.0)
+            let rate_bps = pair[1].goodput_bps.or(pair[1].rate_bps)?;
+            Some(rate_bps * ms.max(0.0) / 1000.0)
         });
         bits.sum::<f64>() / 8.0
     };
