@@ -11,7 +11,7 @@ use crate::arm::{QEMU_ARMS, STAGES, VARIANTS};
 use crate::link_run;
 use crate::progress::Progress;
 use crate::record::{Recording, record};
-use crate::report::{Folder, Results, table, write_page};
+use crate::report::{Folder, Results, judged, table, write_page};
 use crate::run::{self, Options};
 use crate::scenario::{self, Scenario};
 
@@ -56,6 +56,9 @@ enum Verb {
         /// Have the product write down what it sees and decides on the way, for charts over time.
         #[arg(long)]
         trace: bool,
+        /// Have the product predict the move before, and compare.
+        #[arg(long)]
+        plan: bool,
         /// Write the report of the only scenario here as well.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
@@ -114,6 +117,7 @@ impl Verb {
                 downtime,
                 send_flags,
                 trace,
+                plan,
                 report,
             } => {
                 if report.is_some() && names.len() > 1 {
@@ -131,6 +135,7 @@ impl Verb {
                     downtime_ms: downtime,
                     send_flags,
                     trace,
+                    plan,
                     folder,
                 };
                 run_all(&names, &options, report.as_deref())
@@ -247,7 +252,10 @@ fn results(folder: &Folder) -> anyhow::Result<Vec<Results>> {
 fn print(results: &Results) {
     let (name, table) = match results {
         Results::Link(document) => (&document.scenario, link_run::table(&document.runs)),
-        Results::Migration(document) => (&document.scenario, table(&document.runs)),
+        Results::Migration(document) => {
+            let table = table(&document.runs) + &judged(document);
+            (&document.scenario, table)
+        }
     };
     say(&format!("\n{name}\n{table}"));
 }

@@ -25,6 +25,8 @@ const MIGRATION_PORT: u16 = 4444;
 const STATE_DIR: &str = "state";
 /// UDP port of the product.
 const PRODUCT_PORT: u16 = 7117;
+/// Measurements of a few seconds, on a slow link too.
+const PLAN_MAX: Duration = Duration::from_secs(60);
 /// The product's record of a migration, at the source.
 pub(crate) const TRACE: &str = "trace.jsonl";
 
@@ -38,6 +40,9 @@ pub struct Asked {
     /// The product writes down what it sees and decides on the way.
     #[serde(skip)]
     pub trace: bool,
+    /// The product predicts the move before it starts.
+    #[serde(skip)]
+    pub plan: bool,
 }
 
 /// Both ends of a migration.
@@ -187,11 +192,17 @@ impl Flight {
                     switched: false,
                 })
             }
-            Arm::Scaleaway { flags, .. } => Ok(Self::Product {
-                flags: flags.clone(),
-                receive: receive(sides)?,
-                send: None,
-            }),
+            Arm::Scaleaway { flags, .. } => {
+                let receive = receive(sides)?;
+                if sides.asked.plan {
+                    plan(sides)?;
+                }
+                Ok(Self::Product {
+                    flags: flags.clone(),
+                    receive,
+                    send: None,
+                })
+            }
         }
     }
 
@@ -219,10 +230,8 @@ impl Flight {
                 native::start(sides.source, sides.target, *method, &ends, downtime_ms)
             }
             Self::Product { flags, send, .. } => {
-                let [(source, _), (_, peer)] = sides.way.ends(sides.lab);
-                let to = format!("{}:{}", sides.way.target_address(), sides.product_port());
-                let mut arguments = words(&["--to", &to, "--peer", peer]);
-                arguments.extend(words(&["--downtime", &sides.asked.downtime_ms.to_string()]));
+                let [(source, _), _] = sides.way.ends(sides.lab);
+                let mut arguments = to_target(sides);
                 arguments.extend(role_arguments(sides.source, sides));
                 if sides.asked.trace {
                     let trace = sides.private(TRACE).display().to_string();
@@ -322,6 +331,28 @@ impl Flight {
 fn set_congestion(sides: &Sides<'_>, congestion: Congestion) -> anyhow::Result<()> {
     set_congestion_control(&sides.lab.cloud, congestion.name())?;
     set_congestion_control(&sides.lab.client, congestion.name())
+}
+
+/// `plan` at the source, beside the `receive` that waits; `send` then has it in its report.
+fn plan(sides: &Sides<'_>) -> anyhow::Result<()> {
+    let [(source, _), _] = sides.way.ends(sides.lab);
+    let mut arguments = to_target(sides);
+    let monitor = sides.source.product_monitor().display().to_string();
+    arguments.extend(words(&["--qmp", &monitor, "--json"]));
+    let log = source.outside(&sides.private("plan.log"));
+    let mut plan = at(source, sides)?.start("plan", &arguments, &log)?;
+    match plan.wait(PLAN_MAX)? {
+        0 => Ok(()),
+        code => bail!("`plan` ended with {code}: {}", last_line(&plan)),
+    }
+}
+
+/// Where the target is, and what it is asked for.
+fn to_target(sides: &Sides<'_>) -> Vec<String> {
+    let [_, (_, peer)] = sides.way.ends(sides.lab);
+    let to = format!("{}:{}", sides.way.target_address(), sides.product_port());
+    let downtime = sides.asked.downtime_ms.to_string();
+    words(&["--to", &to, "--peer", peer, "--downtime", &downtime])
 }
 
 /// `receive` at the target, which listens, knows its peer and has what the scenario gives it.

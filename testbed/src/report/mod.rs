@@ -5,6 +5,7 @@
 
 mod beside;
 mod folder;
+mod judged;
 mod page;
 mod pair;
 mod summary;
@@ -17,6 +18,7 @@ use serde_json::Value;
 pub use beside::{Beside, Flows};
 pub use folder::Folder;
 pub(crate) use folder::write;
+pub use judged::judged;
 pub use page::{Results, page, write as write_page};
 pub use pair::Pair;
 pub use summary::{

@@ -153,7 +153,7 @@ fn encoded(runs: &[&MigrationRun]) -> BTreeMap<String, Encoded> {
 }
 
 /// Bytes as a number to calculate with; exact up to 2^53.
-fn exact(bytes: u64) -> f64 {
+pub(super) fn exact(bytes: u64) -> f64 {
     bytes as f64
 }
 

@@ -38,6 +38,8 @@ pub struct Options {
     pub send_flags: Vec<String>,
     /// The product writes down what it sees and decides on the way.
     pub trace: bool,
+    /// The product predicts the move before it starts.
+    pub plan: bool,
     /// Where results go; runs that are finished there are taken over.
     pub folder: Folder,
 }
@@ -135,6 +137,7 @@ fn asked(scenario: &Scenario, options: &Options) -> Asked {
     Asked {
         downtime_ms: options.downtime_ms.unwrap_or(scenario.downtime_ms),
         send_flags,
+        plan: options.plan,
         // How two share a link is read in their traces.
         trace: options.trace || scenario.pair,
     }
