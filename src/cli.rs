@@ -121,11 +121,6 @@ pub(crate) fn rate(text: &str) -> Result<u64, String> {
         .ok_or_else(wrong)
 }
 
-/// What a cap in IP bits leaves for lanes: about a twentieth is headers of IP, UDP, QUIC and frames.
-pub(crate) fn lane_bytes_per_s(ip_bps: u64) -> u64 {
-    (ip_bps / 160 * 19).max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

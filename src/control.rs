@@ -5,6 +5,7 @@
 //! {"command":"status"}                    -> the latest progress object
 //! {"command":"set","downtime_ms":500}     -> {"ok":true}
 //! {"command":"set","max_bandwidth_bps":0} -> {"ok":true}     0 = no cap
+//! {"command":"set","yield_ms":5}          -> {"ok":true}     0 = fill the link
 //! {"command":"set","when_stuck":"force"}  -> {"ok":true}
 //! {"command":"abort"}                     -> {"ok":true} or {"ok":false,"error":"..."}
 //! ```
@@ -46,6 +47,8 @@ pub(crate) struct Setting {
     pub(crate) downtime_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_bandwidth_bps: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) yield_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) when_stuck: Option<String>,
 }

@@ -27,6 +27,7 @@ mod prove;
 mod relay;
 mod report;
 mod settling;
+mod shaping;
 mod shared;
 mod signals;
 mod source;

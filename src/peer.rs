@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use bytes::BytesMut;
 use tokio::sync::mpsc;
 use transport::quic::{
-    CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, QuicError, Tuning,
+    CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, QuicError, Shaping, Tuning,
 };
 use transport::session::{Agreed, greet};
 use transport::wire::{
@@ -96,10 +96,23 @@ impl Door {
         peer: Option<&str>,
         state: &StateDir,
     ) -> anyhow::Result<Door> {
+        Self::open_shaped(way, peer, state, &Shaping::default()).await
+    }
+
+    /// The same, for a side whose bulk keeps to `shaping`.
+    pub(crate) async fn open_shaped(
+        way: Way,
+        peer: Option<&str>,
+        state: &StateDir,
+        shaping: &Shaping,
+    ) -> anyhow::Result<Door> {
         let trust = Trust::load(state)?;
         let expected = trust.expect(peer)?;
         let identity = state.identity()?;
-        let tuning = Tuning::default();
+        let tuning = Tuning {
+            shaping: shaping.clone(),
+            ..Tuning::default()
+        };
         let endpoint = match &way {
             Way::Listen(address) => Endpoint::bind(*address, &identity, &tuning)?,
             Way::Dial(host) => Endpoint::bind_to_dial(resolve(host).await?, &identity, &tuning)?,

@@ -8,8 +8,9 @@ use std::time::Duration;
 use transport::block::Disable;
 use transport::session::{Outcome, Policy, WhenStuck};
 
-use crate::cli::{SessionArgs, lane_bytes_per_s, listen_address, rate};
+use crate::cli::{SessionArgs, listen_address};
 use crate::peer::Way;
+use crate::shaping::ShapingArgs;
 use crate::source::{self, MemoryBudget, Options};
 use crate::state_dir::StateDir;
 
@@ -52,9 +53,8 @@ pub(crate) struct SendArgs {
     /// Write what the controllers see, ten times a second, here (JSON lines).
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Cap of the transfer's rate in bit/s (k, M, G).
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    max_bandwidth: Option<u64>,
+    #[command(flatten)]
+    shaping: ShapingArgs,
     /// Switch an encoding stage off (same, zero, copy, known, delta, literal, raw); may be repeated.
     #[arg(long, value_name = "STAGE")]
     disable: Vec<String>,
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
             ..Policy::new(Duration::from_millis(args.downtime))
         },
         trace: args.trace,
-        max_bytes_per_s: args.max_bandwidth.map(lane_bytes_per_s),
+        shaping: args.shaping.shaping(),
         disable,
         level: args.level,
         budget: MemoryBudget::of(args.memory_max),

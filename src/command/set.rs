@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::cli::rate;
 use crate::control::{Command, Setting, call};
 use crate::progress::say;
+use crate::shaping::yield_ms;
 use crate::state_dir::{StateDir, StateDirArgs};
 
 /// What can be set.
@@ -18,6 +19,8 @@ enum What {
     Downtime,
     /// Cap of the transfer's rate in bit/s (k, M, G), or `off`.
     MaxBandwidth,
+    /// Queueing delay in ms above which the transfer gives way to others, `on` (5) or `off`.
+    Yield,
     /// wait, throttle, post-copy, force or abort.
     WhenStuck,
 }
@@ -69,6 +72,10 @@ fn setting(what: What, value: &str) -> anyhow::Result<Setting> {
         What::MaxBandwidth => match rate(value) {
             Ok(bps) => setting.max_bandwidth_bps = Some(bps),
             Err(error) => bail!(error),
+        },
+        What::Yield => match yield_ms(value) {
+            Some(ms) => setting.yield_ms = Some(ms),
+            None => bail!("give on, off or milliseconds, such as 5"),
         },
         What::WhenStuck => {
             let known: transport::session::WhenStuck = value.parse()?;

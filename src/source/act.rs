@@ -194,8 +194,6 @@ impl Driver {
             self.workers.clone(),
             self.wake.clone(),
         )?;
-        // Before the first page: an uncapped start would be taken for the link's rate.
-        lanes.set_rate_max(self.options.max_bytes_per_s);
         self.lanes = Some(lanes);
         self.lane_events = Some(events);
         Ok(())

@@ -23,6 +23,7 @@ use crate::kept::Kept;
 use crate::peer::{Door, Me, Peer, next_frame};
 use crate::progress::Progress;
 use crate::relay::Spool;
+use crate::shaping;
 use crate::signals::Signals;
 use crate::tally::Tally;
 use crate::trace::Trace;
@@ -366,7 +367,10 @@ impl Driver {
             self.machine.handle(now(), Input::Downtime(downtime));
         }
         if let Some(bps) = setting.max_bandwidth_bps {
-            self.options.max_bytes_per_s = (bps > 0).then(|| crate::cli::lane_bytes_per_s(bps));
+            self.options.shaping.set_rate_max((bps > 0).then_some(bps));
+        }
+        if let Some(ms) = setting.yield_ms {
+            self.options.shaping.set_mode(shaping::mode(ms));
         }
         if let Some(name) = &setting.when_stuck {
             let when_stuck: WhenStuck = match name.parse() {
@@ -428,11 +432,6 @@ impl Driver {
         let rtt_us = u64::try_from(link.rtt.as_micros()).unwrap_or(u64::MAX);
         let product = rate.saturating_mul(rtt_us) / 1_000_000;
         lanes.set_budget((2 * product + BUDGET_BASE_BYTES).min(self.options.budget.flight_bytes));
-        lanes.set_rate_max(self.options.max_bytes_per_s);
-        let rate = self
-            .options
-            .max_bytes_per_s
-            .map_or(rate, |cap| cap.min(rate));
         if self.options.level.is_none()
             && let Some(level) = lanes.adapt_level(rate)
         {

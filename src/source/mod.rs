@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use transport::block::Disable;
+use transport::quic::Shaping;
 use transport::session::{Outcome, Policy};
 use transport::wire::{AttemptId, Purpose, Role};
 
@@ -40,8 +41,8 @@ pub(crate) struct Options {
     pub(crate) peer: Option<String>,
     pub(crate) vm: Option<String>,
     pub(crate) policy: Policy,
-    /// Cap of lane bytes per second; `None` for none.
-    pub(crate) max_bytes_per_s: Option<u64>,
+    /// What the pages may take of the link.
+    pub(crate) shaping: Shaping,
     pub(crate) mapped: Mapped,
     pub(crate) disable: Disable,
     /// A fixed zstd level; `None`: it follows link and processor.
@@ -71,7 +72,13 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
         attempt: AttemptId(random()),
         incarnation: u64::from_le_bytes(random()),
     };
-    let door = Door::open(options.way.clone(), options.peer.as_deref(), &options.state).await?;
+    let door = Door::open_shaped(
+        options.way.clone(),
+        options.peer.as_deref(),
+        &options.state,
+        &options.shaping,
+    )
+    .await?;
     if door.listens() {
         crate::progress::say(&format!("listening on {}", door.local_address()?));
     }
