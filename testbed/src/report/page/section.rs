@@ -8,7 +8,7 @@ use super::{Results, escape, number};
 use crate::link_run::LinkRun;
 use crate::report::{
     Beside, Document, Encoded, FigureOf, MigrationRun, NONE, OURS, REFERENCE, Spread, Summary,
-    summaries,
+    judged, summaries,
 };
 
 /// What is shown of every arm, in this order.
@@ -126,7 +126,7 @@ pub(super) fn migration(document: &Document<MigrationRun>) -> String {
         escape(&document.scenario),
         escape(&setting(document)),
         rows(&moved),
-        notes(&all, &document.runs),
+        notes(&all, &document.runs) + &judgement(document),
         timelines(document),
     )
 }
@@ -170,6 +170,13 @@ fn beside(all: &[Summary], runs: &[MigrationRun]) -> String {
         }
     }
     charts
+}
+
+/// Whether runs kept to what was asked for.
+fn judgement(document: &Document<MigrationRun>) -> String {
+    let said = judged(document);
+    let lines = said.lines().map(|line| format!("<p>{}</p>", escape(line)));
+    lines.collect()
 }
 
 /// Each run that has a trace, over time.
