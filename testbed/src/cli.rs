@@ -50,6 +50,9 @@ enum Verb {
         /// The longest downtime that all arms are asked for, instead of the scenario's.
         #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..1_000_000))]
         downtime: Option<u64>,
+        /// Another QEMU than the installed one, at both ends.
+        #[arg(long, value_name = "PROGRAM")]
+        qemu: Option<PathBuf>,
         /// A word for the product's `send`; may be given again.
         #[arg(long = "send-flag", value_name = "WORD", allow_hyphen_values = true)]
         send_flags: Vec<String>,
@@ -115,6 +118,7 @@ impl Verb {
                 resume,
                 stay,
                 downtime,
+                qemu,
                 send_flags,
                 trace,
                 plan,
@@ -133,6 +137,7 @@ impl Verb {
                     keep,
                     stay,
                     downtime_ms: downtime,
+                    qemu,
                     send_flags,
                     trace,
                     plan,
@@ -207,6 +212,9 @@ fn run_one(name: &str, options: &Options, copy: Option<&Path>) -> anyhow::Result
             let mut scenario = Scenario::named(name)?;
             if let Some(seconds) = options.stay {
                 scenario.past.set_stay(seconds);
+            }
+            if let Some(program) = &options.qemu {
+                scenario.machine.qemu.clone_from(program);
             }
             progress.note(&format!("{}: {}", scenario.name, scenario.about));
             Results::Migration(run::migration(&scenario, options, &progress)?)

@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::image::{lock, short_key};
-use super::{Files, Guest, Image, Machine, Network, Past, Place};
+use super::{Files, Guest, Image, Machine, Monitor, Network, Past, Place};
 use crate::clock;
 use crate::progress::Progress;
 
@@ -20,7 +20,8 @@ const REDIS_RATIO: std::ops::RangeInclusive<f64> = 3.0..=3.5;
 const PAGE_BYTES: usize = 4096;
 const LOAD_MAX: Duration = Duration::from_secs(60);
 
-/// A guest's RAM and devices in a file (QEMU's mapped-ram format, holes where pages are zero).
+/// A guest's RAM and devices in a file (QEMU's mapped-ram format, holes where pages are zero; where
+/// QEMU is too old for that, a stream).
 #[derive(Clone, Debug)]
 pub struct State {
     file: PathBuf,
@@ -116,16 +117,21 @@ impl State {
     ) -> anyhow::Result<Guest> {
         let guest = Guest::incoming(place, files, machine, network, folder)?;
         let monitor = guest.monitor();
-        monitor.set_capabilities(&[("mapped-ram", true)])?;
-        monitor.execute(
-            "migrate-incoming",
-            &json!({ "uri": format!("file:{}", file.display()) }),
-        )?;
+        let mapped = has_mapped_ram(monitor)?;
+        let uri = if mapped {
+            monitor.set_capabilities(&[("mapped-ram", true)])?;
+            format!("file:{}", file.display())
+        } else {
+            format!("exec:cat '{}'", file.display())
+        };
+        monitor.execute("migrate-incoming", &json!({ "uri": uri }))?;
         clock::wait_until("loading the saved state", LOAD_MAX, || {
             Ok((monitor.run_state()? != "inmigrate").then_some(()))
         })?;
-        // With it on, QEMU refuses to migrate to anything but a file.
-        monitor.set_capabilities(&[("mapped-ram", false)])?;
+        if mapped {
+            // With it on, QEMU refuses to migrate to anything but a file.
+            monitor.set_capabilities(&[("mapped-ram", false)])?;
+        }
         Ok(guest)
     }
 
@@ -163,16 +169,20 @@ fn start(
 fn save(guest: Guest, machine: &Machine, file: &Path) -> anyhow::Result<()> {
     let monitor = guest.monitor();
     monitor.execute("stop", &json!({}))?;
-    monitor.set_capabilities(&[("mapped-ram", true)])?;
+    let mapped = has_mapped_ram(monitor)?;
+    if mapped {
+        monitor.set_capabilities(&[("mapped-ram", true)])?;
+    }
     monitor.execute(
         "migrate-set-parameters",
         &json!({ "max-bandwidth": 1_u64 << 40 }),
     )?;
     let part = file.with_extension("part");
-    monitor.execute(
-        "migrate",
-        &json!({ "uri": format!("file:{}", part.display()) }),
-    )?;
+    let uri = match mapped {
+        true => format!("file:{}", part.display()),
+        false => format!("exec:cat > '{}'", part.display()),
+    };
+    monitor.execute("migrate", &json!({ "uri": uri }))?;
     clock::wait_until("saving the guest", SAVE_MAX, || {
         let status = monitor.migration_status()?;
         anyhow::ensure!(status != "failed", "QEMU could not save the guest");
@@ -187,6 +197,13 @@ fn save(guest: Guest, machine: &Machine, file: &Path) -> anyhow::Result<()> {
         );
     }
     fs::rename(&part, file).context("cannot put the state in its place")
+}
+
+/// Since QEMU 9.0.
+fn has_mapped_ram(monitor: &Monitor) -> anyhow::Result<bool> {
+    let list = monitor.execute("query-migrate-capabilities", &json!({}))?;
+    let has = |name: &Value| name["capability"] == "mapped-ram";
+    Ok(list.as_array().is_some_and(|list| list.iter().any(has)))
 }
 
 /// How many times zstd level 1 shrinks the pages that are not zero.

@@ -9,6 +9,8 @@ mod migration;
 mod second;
 mod watch;
 
+use std::path::PathBuf;
+
 use anyhow::{Context, ensure};
 use serde_json::json;
 
@@ -34,6 +36,8 @@ pub struct Options {
     pub stay: Option<u32>,
     /// Another downtime than the scenario's, in milliseconds.
     pub downtime_ms: Option<u64>,
+    /// Another QEMU than the scenario's.
+    pub qemu: Option<PathBuf>,
     /// Words for the product's `send`, after those of scenario and arm.
     pub send_flags: Vec<String>,
     /// The product writes down what it sees and decides on the way.
