@@ -298,5 +298,9 @@ fn list() -> anyhow::Result<()> {
     for arm in link_run::LINK_ARMS {
         println!("  {arm}");
     }
+    println!("two flows at once, if asked for");
+    for arm in link_run::PAIR_ARMS {
+        println!("  {arm}");
+    }
     Ok(())
 }

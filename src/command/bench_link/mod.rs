@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::time::timeout;
-use transport::quic::{Connection, Controller, Endpoint, Protocol, Tuning};
+use transport::quic::{Connection, Controller, Endpoint, Mode, Protocol, Shaping, Tuning};
 
 use crate::state_dir::{StateDir, StateDirArgs};
 use crate::trust::{Peer, Refusal, Trust};
@@ -27,6 +27,7 @@ use messages::{Lines, Message};
 use report::Printer;
 
 const SECONDS_MAX: u64 = 3600;
+const YIELD_MAX_MS: u64 = 10_000;
 /// A peer that is silent for longer than this during set-up is given up.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
@@ -52,6 +53,17 @@ pub(crate) struct BenchLinkArgs {
     /// Congestion controller for what this side sends: scaleaway, cubic or bbr.
     #[arg(long, default_value_t = Controller::Scaleaway, value_name = "NAME")]
     pub(crate) controller: Controller,
+    /// Give way to others on the link once it queues for MS (what this side sends, with the
+    /// controller scaleaway).
+    #[arg(long = "yield", value_name = "MS", num_args = 0..=1, default_missing_value = "5",
+        value_parser = clap::value_parser!(u64).range(1..=YIELD_MAX_MS))]
+    pub(crate) yield_ms: Option<u64>,
+    /// Least rate that is kept while giving way [default: 5 % of the greatest seen, 1M at least].
+    #[arg(long, value_name = "RATE", value_parser = crate::cli::rate, requires = "yield_ms")]
+    pub(crate) min_bandwidth: Option<u64>,
+    /// Greatest rate in bits per second of IP bytes, such as 20M.
+    #[arg(long, value_name = "RATE", value_parser = crate::cli::rate)]
+    pub(crate) max_bandwidth: Option<u64>,
     /// One JSON object a line instead of text; the summary is the last one.
     #[arg(long)]
     pub(crate) json: bool,
@@ -71,6 +83,7 @@ pub(crate) async fn run(args: BenchLinkArgs) -> Result<ExitCode> {
     let tuning = Tuning {
         protocol: Protocol::BenchLink,
         controller: args.controller,
+        shaping: shaping(&args),
         ..Tuning::default()
     };
     let (endpoint, target) = match (args.listen, &args.to) {
@@ -91,6 +104,17 @@ pub(crate) async fn run(args: BenchLinkArgs) -> Result<ExitCode> {
     };
     endpoint.close().await;
     measured.map(|()| ExitCode::SUCCESS)
+}
+
+fn shaping(args: &BenchLinkArgs) -> Shaping {
+    let shaping = Shaping::default();
+    if let Some(ms) = args.yield_ms {
+        let queueing = Duration::from_millis(ms);
+        shaping.set_mode(Mode::Yield { queueing });
+    }
+    shaping.set_rate_min(args.min_bandwidth);
+    shaping.set_rate_max(args.max_bandwidth);
+    shaping
 }
 
 /// Measures with the first trusted caller.

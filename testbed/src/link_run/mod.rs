@@ -1,13 +1,13 @@
 //! Runs of `link/LINK`: what a transport makes of a link, and what it does to a ping beside it.
 //!
 //! Every arm sends from cloud to client for the same time over a fresh link of the same seed, while
-//! a ping goes the same way 20 times a second. The first two seconds are left out for all.
+//! a ping goes the same way 20 times a second. The first two seconds are left out for all. An arm
+//! of two flows (`scaleaway+tcp-cubic`) says how they share the link once both are under way.
 
+mod arm;
 mod table;
 mod transfer;
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use testbed_link::{LinkParams, Loss};
 
+pub use arm::{Flow, LINK_ARMS, LinkArm, PAIR_ARMS};
 pub use table::table;
 
 use crate::clock;
@@ -31,43 +32,14 @@ const IDLE: Duration = Duration::from_secs(3);
 /// Left out of all figures.
 const STARTUP: Duration = Duration::from_secs(2);
 /// What is measured.
-const STEADY: Duration = Duration::from_secs(15);
+const STEADY: Duration = Duration::from_secs(18);
+/// How much later the second of two flows starts, and what both are given to find their shares.
+const LATER: Duration = Duration::from_secs(3);
+const CONVERGENCE: Duration = Duration::from_secs(10);
+/// What is measured of two flows.
+const SHARED: Duration = Duration::from_secs(20);
 /// Share of a full packet's IP bytes that a QUIC transfer can use.
 const PAYLOAD_SHARE: f64 = 0.959;
-
-/// What fills the link.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum LinkArm {
-    /// `scaleaway bench link`.
-    Scaleaway,
-    /// `iperf3` over TCP with this congestion control.
-    Tcp(&'static str),
-}
-
-/// The names of all arms, in the order in which they run.
-pub const LINK_ARMS: [LinkArm; 3] = [
-    LinkArm::Scaleaway,
-    LinkArm::Tcp("bbr"),
-    LinkArm::Tcp("cubic"),
-];
-
-impl fmt::Display for LinkArm {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Scaleaway => formatter.write_str("scaleaway"),
-            Self::Tcp(congestion) => write!(formatter, "tcp-{congestion}"),
-        }
-    }
-}
-
-impl FromStr for LinkArm {
-    type Err = anyhow::Error;
-
-    fn from_str(name: &str) -> anyhow::Result<Self> {
-        let found = LINK_ARMS.into_iter().find(|arm| arm.to_string() == name);
-        found.with_context(|| format!("no arm {name} for a link: see `testbed list`"))
-    }
-}
 
 /// One run.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -80,6 +52,15 @@ pub struct LinkRun {
     pub goodput_bps: Option<f64>,
     /// Of what could have been: rate x 0.959 x (1 - loss).
     pub ceiling_share: Option<f64>,
+    /// The same of the whole run, start-up included.
+    #[serde(default)]
+    pub whole_ceiling_share: Option<f64>,
+    /// What each of two flows got.
+    #[serde(default)]
+    pub flows: Vec<FlowShare>,
+    /// Jain's index of two flows: 1 is an even share, 0.5 is all for one.
+    #[serde(default)]
+    pub jain: Option<f64>,
     /// Median of the ping during the steady part, less its median before.
     pub ping_added_p50_ms: Option<f64>,
     /// 95th percentile during, less the median before.
@@ -93,6 +74,17 @@ pub struct LinkRun {
     /// Why there is no goodput.
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+/// One of two flows.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct FlowShare {
+    /// What sends.
+    pub arm: String,
+    /// Bits per second that its application received while both were under way.
+    pub goodput_bps: f64,
+    /// Of what the link could have carried.
+    pub ceiling_share: f64,
 }
 
 /// Runs `link/LINK` and writes its report.
@@ -167,8 +159,11 @@ fn one(arm: LinkArm, repeat: u32, link: &LinkParams, keep: bool) -> anyhow::Resu
     let idle_from_us = clock::epoch_us();
     clock::pause(IDLE);
     let before = lab.wan.counters()?;
-    let from_us = clock::epoch_us();
-    let moved = transfer::run(arm, &lab, STARTUP, STEADY);
+    let idle = (idle_from_us, clock::epoch_us());
+    let moved = match arm {
+        LinkArm::Alone(flow) => transfer::alone(flow, &lab),
+        LinkArm::Beside(first, second) => transfer::beside(first, second, &lab),
+    };
     let to_us = clock::epoch_us();
     let after = lab.wan.counters()?;
     let log = ping.stop()?;
@@ -185,14 +180,20 @@ fn one(arm: LinkArm, repeat: u32, link: &LinkParams, keep: bool) -> anyhow::Resu
     match moved {
         Err(error) => run.reason = Some(format!("{error:#}")),
         Ok(moved) => {
-            let started_us = moved.started_us.unwrap_or(from_us);
-            let steady_us = started_us + micros(STARTUP);
-            let end_us = to_us.min(steady_us + micros(STEADY));
-            let (p50, p95) = added(&log, (idle_from_us, from_us), (steady_us, end_us));
-            run.goodput_bps = Some(moved.goodput_bps);
-            run.ceiling_share = Some(moved.goodput_bps / ceiling_bps(link));
+            let from_us = moved.started_us + micros(moved.measured.from);
+            let to_us = to_us.min(moved.started_us + micros(moved.measured.to));
+            let (p50, p95) = added(&log, idle, (from_us, to_us));
+            let ceiling = ceiling_bps(link);
+            let goodput_bps = moved.flows.iter().map(|flow| flow.1).sum::<f64>();
+            run.goodput_bps = Some(goodput_bps);
+            run.ceiling_share = Some(goodput_bps / ceiling);
+            run.whole_ceiling_share = moved.whole_bps.map(|bps| bps / ceiling);
             run.ping_added_p50_ms = p50;
             run.ping_added_p95_ms = p95;
+            if moved.flows.len() > 1 {
+                run.jain = Some(jain(&moved.flows));
+                run.flows = shares(&moved.flows, ceiling);
+            }
             run.queue_drops = Some(after.queue_drops() - before.queue_drops());
             run.wire_bytes = Some(after.wire_bytes() - before.wire_bytes());
             run.report = Some(moved.report);
@@ -207,6 +208,22 @@ fn added(log: &PingLog, idle: (u64, u64), busy: (u64, u64)) -> (Option<f64>, Opt
     let during = log.span(busy.0, busy.1);
     let above = |value: Option<f64>| value.zip(base).map(|(value, base)| value - base);
     (above(during.rtt_p50_ms), above(during.rtt_p95_ms))
+}
+
+fn shares(flows: &[(Flow, f64)], ceiling: f64) -> Vec<FlowShare> {
+    let share = |(flow, goodput_bps): &(Flow, f64)| FlowShare {
+        arm: flow.to_string(),
+        goodput_bps: *goodput_bps,
+        ceiling_share: goodput_bps / ceiling,
+    };
+    flows.iter().map(share).collect()
+}
+
+fn jain(flows: &[(Flow, f64)]) -> f64 {
+    let sum: f64 = flows.iter().map(|flow| flow.1).sum();
+    let squares: f64 = flows.iter().map(|flow| flow.1 * flow.1).sum();
+    // Few flows.
+    sum * sum / (squares * flows.len() as f64)
 }
 
 fn ceiling_bps(link: &LinkParams) -> f64 {
@@ -229,11 +246,20 @@ mod tests {
     /// Names are read as they are written, and unknown ones are refused.
     #[test]
     fn names() {
-        for arm in LINK_ARMS {
+        for arm in LINK_ARMS.into_iter().chain(PAIR_ARMS) {
             assert_eq!(arm.to_string().parse::<LinkArm>().unwrap(), arm);
         }
         let error = "tcp-vegas".parse::<LinkArm>().unwrap_err().to_string();
         assert_eq!(error, "no arm tcp-vegas for a link: see `testbed list`");
+    }
+
+    /// Even shares are 1, a hog is 0.5.
+    #[test]
+    fn fairness() {
+        let flows = |first, second| [(Flow::Scaleaway, first), (Flow::Tcp("bbr"), second)];
+        assert_eq!(jain(&flows(4.0, 4.0)), 1.0);
+        assert_eq!(jain(&flows(9.0, 0.0)), 0.5);
+        assert!((jain(&flows(2.0, 1.0)) - 0.9).abs() < 1e-9);
     }
 
     /// The ceiling of the interface's page.

@@ -2,15 +2,17 @@
 
 use super::LinkRun;
 
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 10] = [
     "arm",
     "run",
     "Mbit/s",
     "of ceiling",
+    "whole run",
     "+ping p50",
     "+ping p95",
     "drops",
     "wire MB",
+    "Jain",
 ];
 
 /// The table, and under it why an arm has no figures.
@@ -20,11 +22,19 @@ pub fn table(runs: &[LinkRun]) -> String {
     let mut add = |cells: [String; COLUMNS.len()]| {
         let [arm, rest @ ..] = cells;
         let rest: Vec<_> = rest.iter().map(|cell| format!("{cell:>11}")).collect();
-        text.push_str(&format!("{arm:<10}{}\n", rest.concat()));
+        text.push_str(&format!("{arm:<27}{}\n", rest.concat()));
     };
     add(COLUMNS.map(str::to_owned));
     runs.iter().for_each(|run| add(row(run)));
     for run in runs {
+        for flow in &run.flows {
+            let (mbps, share) = (flow.goodput_bps / 1e6, flow.ceiling_share * 100.0);
+            let (arm, repeat) = (&run.arm, run.repeat);
+            text.push_str(&format!(
+                "{arm} {repeat}: {} {mbps:.1} Mbit/s, {share:.1} %\n",
+                flow.arm
+            ));
+        }
         if let Some(reason) = &run.reason {
             text.push_str(&format!("{} {}: {reason}\n", run.arm, run.repeat));
         }
@@ -42,10 +52,12 @@ fn row(run: &LinkRun) -> [String; COLUMNS.len()] {
         run.repeat.to_string(),
         number(run.goodput_bps.map(|rate| rate / 1e6), 1),
         number(run.ceiling_share.map(|share| share * 100.0), 1) + " %",
+        number(run.whole_ceiling_share.map(|share| share * 100.0), 1) + " %",
         number(run.ping_added_p50_ms, 1),
         number(run.ping_added_p95_ms, 1),
         count(run.queue_drops),
         count(run.wire_bytes.map(|bytes| bytes / 1_000_000)),
+        number(run.jain, 3),
     ]
 }
 
@@ -74,7 +86,7 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 4);
         assert!(
-            lines[..3].iter().all(|line| line.chars().count() == 87),
+            lines[..3].iter().all(|line| line.chars().count() == 126),
             "{text}"
         );
         assert!(

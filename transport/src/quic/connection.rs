@@ -18,18 +18,29 @@ const HEADER_V4_BYTES: u64 = 28;
 /// IPv6 and UDP headers of a packet.
 const HEADER_V6_BYTES: u64 = 48;
 
-/// What is known of the link at one moment. Counts are since the connection began.
+/// What is known of the link at one moment: the one source for the report, the progress line, the
+/// end of pre-copy and `plan`. Counts are since the connection began; what is said of "recent
+/// rounds" is of the last 64 round trips. With other controllers than ours the rates are `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkSample {
     /// Delivery rate in bit/s of IP bytes, from our controller's model; `None` before its first
     /// sample and with other controllers. Only a side that sends bulk has a true one.
     pub rate_bps: Option<u64>,
+    /// The rate of a bad recent round (tenth percentile), in bit/s of IP bytes: what to reckon
+    /// with where arriving late costs more than arriving early.
+    pub rate_low_bps: Option<u64>,
+    /// The rate of a good one (ninetieth percentile).
+    pub rate_high_bps: Option<u64>,
     /// Smoothed round trip time.
     pub rtt: Duration,
     /// Least round trip time that the controller remembers (quinn's all-time least with others).
     pub rtt_min: Duration,
     /// Round trip time above the base: the queue that this sender and others hold.
     pub queueing: Duration,
+    /// Median of recent rounds; `None` before the first round and with other controllers.
+    pub queueing_p50: Option<Duration>,
+    /// 95th percentile of recent rounds.
+    pub queueing_p95: Option<Duration>,
     /// Congestion window in bytes of UDP payload.
     pub cwnd: u64,
     /// Packets declared lost, also those that came late.
@@ -44,6 +55,16 @@ pub struct LinkSample {
     pub udp_rx_bytes: u64,
     /// Largest UDP payload that the path is known to carry.
     pub mtu: u16,
+}
+
+impl LinkSample {
+    /// Lost packets of all that were sent, 0 to 1; 0 before the first packet.
+    pub fn lost_share(&self) -> f64 {
+        if self.sent_packets == 0 {
+            return 0.0;
+        }
+        self.lost_packets as f64 / self.sent_packets as f64
+    }
 }
 
 /// A connection whose peer has proved its key. Dropping all of it and its streams closes it.
@@ -162,15 +183,19 @@ impl Connection {
         let rtt_min = model
             .and_then(|model| model.rtt_min)
             .unwrap_or(stats.path.min_rtt);
+        let ip_bits =
+            |rate: Option<u64>| rate.map(|rate| self.ip_bits(rate, stats.path.current_mtu));
         LinkSample {
-            rate_bps: model
-                .and_then(|model| model.rate_bytes_per_s)
-                .map(|rate| self.ip_bits(rate, stats.path.current_mtu)),
+            rate_bps: ip_bits(model.and_then(|model| model.rate_bytes_per_s)),
+            rate_low_bps: ip_bits(model.and_then(|model| model.rate_low_bytes_per_s)),
+            rate_high_bps: ip_bits(model.and_then(|model| model.rate_high_bytes_per_s)),
             rtt,
             rtt_min,
             queueing: model
                 .and_then(|model| model.queueing)
                 .unwrap_or(rtt.saturating_sub(stats.path.min_rtt)),
+            queueing_p50: model.and_then(|model| model.queueing_p50),
+            queueing_p95: model.and_then(|model| model.queueing_p95),
             cwnd: stats.path.cwnd,
             lost_packets: stats.path.lost_packets,
             lost_bytes: stats.path.lost_bytes,

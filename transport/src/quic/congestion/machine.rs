@@ -2,46 +2,55 @@
 
 use std::time::{Duration, Instant};
 
+use super::crowd::Crowd;
 use super::flight::Flight;
 use super::path::PathModel;
 use super::phase::{
-    CROWDED_FOR, CROWDED_GAINS, CROWDED_TRIM, CRUISE_GAINS, CRUISE_LOSS, DRAIN_GAIN, DRAIN_ROUNDS,
-    HOLD_GAIN, PROBE_BOOST, PROBE_END, PROBE_GROWTH, Phase, SLOWER, STARTUP_GAIN_MAX,
-    STARTUP_GROWTH, STARTUP_LOSS, STARTUP_SAMPLES, STARTUP_STALLED_ROUNDS, STEP_BACK_GAIN,
-    STEP_BACK_ROUNDS, TRIM_MIN, USUAL_LOSS_ROUNDS, YIELD_GAINS, YIELD_RTT_WINDOW, YIELD_TRIM_MIN,
+    DRAIN_ROUNDS, Phase, STARTUP_GROWTH, STARTUP_LOSS, STARTUP_SAMPLES, STARTUP_STALLED_ROUNDS,
+    USUAL_LOSS_ROUNDS,
 };
+use super::recent::Recent;
 use super::rounds::Round;
-use super::{Estimate, Mode, Shaping, scaled};
+use super::window::WINDOW_MIN_PACKETS;
+use super::{Estimate, Shaping, scaled};
 
 /// Without an acknowledgement for this long, and four round trips, the path was silent.
 const SILENCE_MIN: Duration = Duration::from_secs(1);
 /// 46 KB: reaches a link of 100 Mbit/s and 50 ms two round trips earlier than ten packets do.
 const INITIAL_WINDOW_PACKETS: u64 = 32;
-const WINDOW_MIN_PACKETS: u64 = 4;
-/// On top of every Cruise window: acknowledgements cover two packets, batches ten.
-const CRUISE_EXTRA_PACKETS: u64 = 4;
-const STARTUP_EXTRA_PACKETS: u64 = 10;
 
 /// The controller's state. See the folder's doc for the diagram.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    shaping: Shaping,
-    phase: Phase,
-    window: u64,
+    pub(super) shaping: Shaping,
+    pub(super) phase: Phase,
+    pub(super) window: u64,
     /// Scales the window down while the queue is above its target.
-    trim: f64,
-    path: PathModel,
-    flight: Flight,
-    round: Round,
-    queue: Option<Duration>,
+    pub(super) trim: f64,
+    pub(super) path: PathModel,
+    pub(super) flight: Flight,
+    pub(super) round: Round,
+    pub(super) recent: Recent,
+    pub(super) queue: Option<Duration>,
     /// Greatest rate sample of the round before.
-    rate_before: u64,
+    pub(super) rate_before: u64,
     /// Moving average of the rounds' lost share.
-    usual_loss: f64,
-    last_ack: Option<Instant>,
+    pub(super) usual_loss: f64,
+    /// When the queue was last at its target.
+    pub(super) calm_at: Option<Instant>,
+    /// How often the rate fell since, and from what.
+    pub(super) falls: u32,
+    /// Rounds in a row with a queue beyond its target.
+    pub(super) rounds_over: u32,
+    pub(super) rate_before_falls: u64,
+    /// When the base was last seen, all but for a part of the target.
+    pub(super) base_seen_at: Option<Instant>,
+    /// The window that competed last, and when that ended.
+    pub(super) last_crowd: Option<(Instant, Crowd)>,
+    pub(super) last_ack: Option<Instant>,
     /// Packets sent up to here were under way during a silence: their round trip time is its
     /// length.
-    silent_until: Option<Instant>,
+    pub(super) silent_until: Option<Instant>,
 }
 
 impl Machine {
@@ -55,9 +64,16 @@ impl Machine {
             path: PathModel::new(mtu),
             flight: Flight::default(),
             round: Round::default(),
+            recent: Recent::default(),
             queue: None,
             rate_before: 0,
             usual_loss: 0.0,
+            calm_at: None,
+            falls: 0,
+            rounds_over: 0,
+            rate_before_falls: 0,
+            base_seen_at: None,
+            last_crowd: None,
             last_ack: None,
             silent_until: None,
         }
@@ -75,10 +91,15 @@ impl Machine {
 
     /// What is known of the path.
     pub fn estimate(&self) -> Estimate {
+        let spread = self.recent.spread();
         Estimate {
             rate_bytes_per_s: self.path.recent_rate(),
+            rate_low_bytes_per_s: spread.rate_low,
+            rate_high_bytes_per_s: spread.rate_high,
             rtt_min: self.path.rtt(),
             queueing: self.queue,
+            queueing_p50: spread.queueing_p50,
+            queueing_p95: spread.queueing_p95,
             phase: self.phase.name(),
         }
     }
@@ -161,9 +182,8 @@ impl Machine {
         if silence.is_some_and(|silence| silence > usual) {
             self.silent_until = self.last_ack;
             self.round = Round::begin(self.flight.delivered());
-            if let Phase::Cruise { calm_at, .. } = &mut self.phase {
-                *calm_at = now;
-            }
+            self.calm_at = Some(now);
+            self.base_seen_at = Some(now);
         }
         self.last_ack = Some(now);
     }
@@ -183,6 +203,7 @@ impl Machine {
     fn end_round(&mut self, now: Instant, round: &Round) {
         if !round.app_limited {
             self.path.age_rates(self.holds_back(round));
+            self.recent.take_rate(round.rate_max);
         }
         let Some(queue) = self.path.end_round(now, self.rtt_window(), round) else {
             return;
@@ -190,9 +211,19 @@ impl Machine {
         // What a round sees alone is a nap of one of the hosts, not a queue.
         let standing = self.queue.map_or(queue, |before| before.min(queue));
         self.queue = Some(queue);
+        self.recent.take_queue(queue);
         let queue = standing;
-        self.usual_loss += (round.lost_share() - self.usual_loss) / USUAL_LOSS_ROUNDS;
-        let calm = queue <= self.target();
+        if !matches!(self.phase, Phase::Crowded { .. }) {
+            self.usual_loss += (round.lost_share() - self.usual_loss) / USUAL_LOSS_ROUNDS;
+        }
+        let target = self.target();
+        let calm = queue <= target;
+        if calm {
+            (self.calm_at, self.falls) = (Some(now), 0);
+        }
+        if queue <= target / 4 {
+            self.base_seen_at = Some(now);
+        }
         self.phase = match self.phase {
             Phase::Startup { full_rate, stalled } => {
                 self.end_startup_round(round, full_rate, stalled)
@@ -202,82 +233,18 @@ impl Machine {
                 boost: 0.0,
             },
             Phase::Drain { rounds, boost } if calm || rounds + 1 >= DRAIN_ROUNDS => {
-                self.enter_cruise(now, boost)
+                self.enter_cruise(boost)
             }
             Phase::Drain { rounds, boost } => Phase::Drain {
                 rounds: rounds + 1,
                 boost,
             },
-            Phase::Cruise {
-                position,
-                boost,
-                rate_before,
-                calm_at,
-            } => {
-                let calm_at = if calm { now } else { calm_at };
-                self.trim_for_queue(queue);
-                self.trim_for_loss(round);
-                if self.budget().is_some() {
-                    // Whoever fills the queue, this flow makes room; its rate says nothing.
-                    self.next_in_cycle(
-                        calm,
-                        Phase::Cruise {
-                            position,
-                            boost,
-                            rate_before,
-                            calm_at,
-                        },
-                    )
-                } else if self.is_slower(round, queue) {
-                    self.path.restart_rate(round.rate_max.max(self.rate_before));
-                    // It may have been a long nap: look soon, and in a large step.
-                    Phase::Drain {
-                        rounds: 0,
-                        boost: PROBE_BOOST.0,
-                    }
-                } else if self.is_crowded(now, calm_at) {
-                    self.enter_crowded(now)
-                } else {
-                    self.next_in_cycle(
-                        calm,
-                        Phase::Cruise {
-                            position,
-                            boost,
-                            rate_before,
-                            calm_at,
-                        },
-                    )
-                }
+            Phase::Cruise { .. } => self.end_cruise_round(now, round, queue),
+            Phase::Crowded { .. } | Phase::StepBack { .. } => {
+                self.end_crowded_round(now, round, queue)
             }
-            Phase::Crowded { .. } | Phase::StepBack { .. } if self.budget().is_some() => {
-                self.enter_cruise(now, 0.0)
-            }
-            Phase::Crowded { since, .. } if now.duration_since(since) >= CROWDED_FOR => {
-                Phase::StepBack { rounds: 0 }
-            }
-            Phase::Crowded { position, since } => {
-                self.trim_for_loss(round);
-                Phase::Crowded {
-                    position: (position + 1) % CROWDED_GAINS.len(),
-                    since,
-                }
-            }
-            Phase::StepBack { .. } if calm => self.enter_cruise(now, 0.0),
-            Phase::StepBack { rounds } if rounds + 1 >= STEP_BACK_ROUNDS => self.enter_crowded(now),
-            Phase::StepBack { rounds } => Phase::StepBack { rounds: rounds + 1 },
         };
         self.rate_before = round.rate_max;
-    }
-
-    /// Is the window, not the link, what limits the rate? Then the round says nothing of the link,
-    /// and an older and greater rate stays true: or else a wrong trim would feed on itself.
-    fn holds_back(&self, round: &Round) -> bool {
-        let Phase::Cruise { position, .. } = self.phase else {
-            return false;
-        };
-        let allowed = self.gains()[position] * self.trim;
-        let rate = self.path.rate().unwrap_or(0);
-        allowed < 1.0 && round.rate_max > scaled(rate, allowed * 0.8)
     }
 
     fn end_startup_round(&self, round: &Round, full_rate: u64, stalled: u32) -> Phase {
@@ -303,169 +270,8 @@ impl Machine {
         }
     }
 
-    fn enter_cruise(&mut self, now: Instant, boost: f64) -> Phase {
+    pub(super) fn enter_cruise(&mut self, boost: f64) -> Phase {
         self.trim = 1.0;
-        Phase::cruise(now, self.path.rate().unwrap_or(0), boost)
-    }
-
-    fn enter_crowded(&mut self, now: Instant) -> Phase {
-        self.trim = 1.0;
-        Phase::Crowded {
-            position: 0,
-            since: now,
-        }
-    }
-
-    fn trim_for_queue(&mut self, queue: Duration) {
-        let target = self.target();
-        if queue > target {
-            let rtt = self.path.base().unwrap_or_default() + queue;
-            let over = (queue - target).as_secs_f64() / rtt.as_secs_f64();
-            self.trim = (self.trim * (1.0 - 0.7 * over)).max(self.trim_min());
-        } else if queue < target / 2 {
-            self.trim = (self.trim + 0.05).min(1.0);
-        }
-    }
-
-    fn trim_for_loss(&mut self, round: &Round) {
-        if round.ecn || round.lost_share() > self.usual_loss + CRUISE_LOSS {
-            self.trim = (self.trim * 0.85).max(self.trim_min());
-        }
-    }
-
-    /// Did the link become slower? The rate filter would believe in the old rate for ten rounds,
-    /// each as long as the queue that the old rate builds.
-    fn is_slower(&self, round: &Round, queue: Duration) -> bool {
-        let base = self.path.base().unwrap_or_default();
-        let rate = self.path.rate().unwrap_or(0);
-        queue > (base / 2).max(self.target())
-            && round.rate_max.max(self.rate_before) < scaled(rate, SLOWER)
-    }
-
-    /// Does the queue stay although this flow makes room?
-    fn is_crowded(&self, now: Instant, calm_at: Instant) -> bool {
-        let patience = self.path.base().unwrap_or_default() * 10;
-        let patience = patience.max(Duration::from_secs(1));
-        self.trim < CROWDED_TRIM && now.duration_since(calm_at) > patience
-    }
-
-    fn next_in_cycle(&self, calm: bool, phase: Phase) -> Phase {
-        let Phase::Cruise {
-            position,
-            boost,
-            rate_before,
-            calm_at,
-        } = phase
-        else {
-            return phase;
-        };
-        let rate = self.path.rate().unwrap_or(0);
-        if position == PROBE_END && calm && rate > scaled(rate_before, PROBE_GROWTH) {
-            // The link became faster: look for its end with ever longer steps.
-            let boost = (boost + PROBE_BOOST.0).min(PROBE_BOOST.1);
-            return Phase::Cruise {
-                position: 0,
-                boost,
-                rate_before: rate,
-                calm_at,
-            };
-        }
-        let boost = if position == PROBE_END { 0.0 } else { boost };
-        let position = (position + 1) % CRUISE_GAINS.len();
-        let rate_before = if position == 0 { rate } else { rate_before };
-        Phase::Cruise {
-            position,
-            boost,
-            rate_before,
-            calm_at,
-        }
-    }
-
-    /// Queue that the operator allows; `None` in mode fill.
-    fn budget(&self) -> Option<Duration> {
-        match self.shaping.mode() {
-            Mode::Fill => None,
-            Mode::Yield { queueing } => Some(queueing),
-        }
-    }
-
-    fn target(&self) -> Duration {
-        self.path.target(self.budget())
-    }
-
-    fn gains(&self) -> &'static [f64; 8] {
-        if self.budget().is_some() {
-            &YIELD_GAINS
-        } else {
-            &CRUISE_GAINS
-        }
-    }
-
-    fn trim_min(&self) -> f64 {
-        if self.budget().is_some() {
-            YIELD_TRIM_MIN
-        } else {
-            TRIM_MIN
-        }
-    }
-
-    fn rtt_window(&self) -> Duration {
-        if self.budget().is_some() && self.trim < CROWDED_TRIM {
-            YIELD_RTT_WINDOW
-        } else {
-            self.phase.rtt_window()
-        }
-    }
-
-    fn set_window(&mut self) {
-        let mut window = self.wanted_window().unwrap_or(self.window);
-        if let Some((least, most)) = self.shaped_window() {
-            window = window.max(least).min(most);
-        }
-        self.window = window.max(WINDOW_MIN_PACKETS * self.path.mtu);
-    }
-
-    /// Least and greatest window by the operator's rates: a rate is a window per round trip, the
-    /// queue in it included.
-    fn shaped_window(&self) -> Option<(u64, u64)> {
-        let rtt = self.path.base()? + self.queue.unwrap_or_default();
-        let window = |rate| scaled(rate, rtt.as_secs_f64());
-        let mtu = self.path.mtu;
-        let least = self.budget().map_or(0, |_| {
-            window(self.shaping.bytes_min(mtu, self.path.greatest_rate()))
-        });
-        let most = self.shaping.bytes_max(mtu).map_or(u64::MAX, window);
-        Some((least, most))
-    }
-
-    /// Is the operator's cap what limits the rate?
-    fn is_capped(&self) -> bool {
-        self.shaped_window()
-            .is_some_and(|(_, most)| self.window >= most)
-    }
-
-    /// `None` while the path is unknown.
-    fn wanted_window(&self) -> Option<u64> {
-        let mtu = self.path.mtu;
-        Some(match self.phase {
-            Phase::Startup { .. } if self.path.rounds() < 2 => self.window,
-            Phase::Startup { .. } => {
-                let most = scaled(self.path.bdp_early()?, STARTUP_GAIN_MAX);
-                self.window.min(most + STARTUP_EXTRA_PACKETS * mtu)
-            }
-            Phase::Hold { window_max } => window_max.min(scaled(self.path.bdp_early()?, HOLD_GAIN)),
-            Phase::Drain { .. } => scaled(self.path.bdp_early()?, DRAIN_GAIN),
-            Phase::Cruise {
-                position, boost, ..
-            } => {
-                let boost = if position <= PROBE_END { boost } else { 0.0 };
-                let gain = self.gains()[position] + boost;
-                scaled(self.path.bdp()?, gain * self.trim) + CRUISE_EXTRA_PACKETS * mtu
-            }
-            Phase::Crowded { position, .. } => {
-                scaled(self.path.bdp()?, CROWDED_GAINS[position] * self.trim)
-            }
-            Phase::StepBack { .. } => scaled(self.path.bdp()?, STEP_BACK_GAIN),
-        })
+        Phase::cruise(self.path.rate().unwrap_or(0), boost)
     }
 }

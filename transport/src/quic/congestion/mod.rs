@@ -13,10 +13,11 @@
 //!  | |                                                        queue <= target
 //!  | '-- persistent congestion (from everywhere)                      v
 //!  |                                            .------------------> Cruise
-//!  |                                       queue gone                  |
-//!  |                                            |        window trimmed, queue stays: others
-//!  |                                        StepBack <--- 5 s ---      v   hold it
-//!  |                                            '---- queue stays --> Crowded
+//!  |                                       queue gone                 |  ^
+//!  |                                            |       trimmed, queue stays, or
+//!  |                                        StepBack <-- base not seen for 5 s
+//!  |                                         ^     '----- queue stays ---> Crowded
+//!  |                                         '-- at a dip of the queue, 4 to 32 s --'
 //! ```
 //!
 //! Words: a **round** ends when a packet sent after its start is acknowledged; the **base** is the
@@ -30,22 +31,33 @@
 //! to the base and to the target. And a rate that our own window allowed does not displace a
 //! greater one that the link has shown before.
 //!
-//! Reading order: `machine` (what happens when), `phase` (its constants), `path` (what is known of
-//! the path), `rounds` (a round's sums), `flight` (delivery rate from marks), `filters`,
-//! `shaping` (what the operator allows), `controller` (the quinn side), `simulation` and `tests` (what it makes of links).
+//! Fairness: two flows of ours come to equal shares, since the smaller one may keep more of a queue
+//! than the larger one, and is the last to make room; both look for the base together, at the dips
+//! that the other one makes. A queue that stays although this flow makes room is held by others:
+//! then the window follows cubic's curve (`crowd`), unless the operator wants it to yield.
+//!
+//! Reading order: `machine` (what happens when), `cruise` and `window` (the rest of it), `phase`
+//! (its constants), `path` (what is known of the path), `crowd` (the window while others hold the
+//! queue), `rounds` (a round's sums), `recent` (what is reported), `flight` (delivery rate from
+//! marks), `filters`, `shaping` (what the operator allows), `controller` (the quinn side),
+//! `simulation` and `tests` (what it makes of links).
 
 mod controller;
+mod crowd;
+mod cruise;
 mod filters;
 mod flight;
 mod machine;
 mod path;
 mod phase;
+mod recent;
 mod rounds;
 mod shaping;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use controller::{Scaleaway, ScaleawayConfig};
 pub use machine::Machine;
@@ -58,10 +70,18 @@ use std::time::Duration;
 pub struct Estimate {
     /// Greatest delivery rate of the last 10 rounds, in bytes of UDP payload per second.
     pub rate_bytes_per_s: Option<u64>,
-    /// Least round trip time of a packet in the last 10 s (30 s while others hold the queue).
+    /// Tenth and ninetieth percentile of the last 64 rounds' rates in which data never ran out.
+    pub rate_low_bytes_per_s: Option<u64>,
+    /// See there.
+    pub rate_high_bytes_per_s: Option<u64>,
+    /// Least round trip time of a packet in the last 10 s (60 s while others hold the queue).
     pub rtt_min: Option<Duration>,
     /// Queue of the last round.
     pub queueing: Option<Duration>,
+    /// Median of the last 64 rounds' queues.
+    pub queueing_p50: Option<Duration>,
+    /// 95th percentile of them.
+    pub queueing_p95: Option<Duration>,
     /// Name of the phase, for logs.
     pub phase: &'static str,
 }

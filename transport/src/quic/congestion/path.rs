@@ -15,6 +15,9 @@ const BATCH_PACKETS: u64 = 10;
 /// Longest queue that is allowed for the batches' sake.
 const BATCH_TIME_MAX: Duration = Duration::from_millis(30);
 
+/// Rounds of a held back window that age the rates as one that tested the link.
+const HELD_BACK_ROUNDS: u64 = 4;
+
 /// Rate and round trip times of the path.
 #[derive(Debug, Clone)]
 pub(super) struct PathModel {
@@ -33,6 +36,8 @@ pub(super) struct PathModel {
     /// Rounds that said something of the link's rate: their number is the rate filter's time.
     rounds: u64,
     recent_rounds: u64,
+    /// Rounds in a row that were held back.
+    held_back: u64,
 }
 
 impl PathModel {
@@ -47,6 +52,7 @@ impl PathModel {
             greatest: 0,
             rounds: 0,
             recent_rounds: 0,
+            held_back: 0,
         }
     }
 
@@ -99,11 +105,12 @@ impl PathModel {
         Duration::try_from_secs_f64(batch_s).unwrap_or(Duration::MAX)
     }
 
-    /// The queue that is allowed; `budget` is the operator's, while yielding.
-    pub(super) fn target(&self, budget: Option<Duration>) -> Duration {
+    /// The queue that is allowed; `budget` is the operator's, while yielding, `factor` this flow's
+    /// otherwise.
+    pub(super) fn target(&self, budget: Option<Duration>, factor: f64) -> Duration {
         let rtt = self.rtt.get().unwrap_or_default();
         let quiet = (rtt / 10).clamp(Duration::from_millis(3), Duration::from_millis(15));
-        let quiet = budget.unwrap_or(quiet);
+        let quiet = budget.unwrap_or_else(|| quiet.mul_f64(factor));
         // Less than a batch is no queue; and a small flow beside a large one must not give way first.
         quiet.max(self.batch().min(BATCH_TIME_MAX)) + self.jitter()
     }
@@ -161,10 +168,14 @@ impl PathModel {
     }
 
     /// A round is over in which the application used the window. Unless the window was what `held
-    /// back` the rate, it tested the link, and older rates lose weight.
+    /// back` the rate, it tested the link, and older rates lose weight. A window that is held back
+    /// for long loses it too, slowly: others may have come to stay.
     pub(super) fn age_rates(&mut self, held_back: bool) {
         self.recent_rounds += 1;
-        self.rounds += u64::from(!held_back);
+        self.held_back = if held_back { self.held_back + 1 } else { 0 };
+        if self.held_back.is_multiple_of(HELD_BACK_ROUNDS) {
+            self.rounds += 1;
+        }
     }
 
     /// Forgets all rates but this one.

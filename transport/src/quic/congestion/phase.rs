@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::crowd::Crowd;
+
 /// Window gains of a Cruise cycle, one a round: probe, drain, cruise.
-pub(super) const CRUISE_GAINS: [f64; 8] = [1.15, 1.15, 0.92, 1.08, 1.08, 1.08, 1.08, 1.08];
+pub(super) const CRUISE_GAINS: [f64; 8] = [1.10, 1.10, 0.91, 1.02, 1.02, 1.02, 1.02, 1.02];
 /// The same while yielding: a queue that is only ours is not worth having.
 pub(super) const YIELD_GAINS: [f64; 8] = [1.05, 1.05, 0.93, 1.01, 1.01, 1.01, 1.01, 1.01];
 /// Position in the cycle at whose end a probe is judged: what its first round sent has come back.
@@ -14,10 +16,18 @@ pub(super) const PROBE_BOOST: (f64, f64) = (0.2, 0.8);
 pub(super) const PROBE_GROWTH: f64 = 1.04;
 /// Share of the known rate below which, with a long queue, the link is believed to be slower.
 pub(super) const SLOWER: f64 = 0.7;
-/// Window gains while others hold the queue.
-pub(super) const CROWDED_GAINS: [f64; 8] = [2.5, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];
-/// How long to compete before looking whether the others have left.
-pub(super) const CROWDED_FOR: Duration = Duration::from_secs(5);
+/// Falls of the rate without a calm round in between that are taken for a slower link; what comes
+/// after them are others on it.
+pub(super) const FALLS_MAX: u32 = 2;
+/// Part of the rate before the falls that is claimed from others.
+pub(super) const CLAIM: f64 = 0.5;
+/// Rounds of stepping back just to see the base again, and how long it may be out of sight.
+pub(super) const LOOK_ROUNDS: u32 = 2;
+pub(super) const BASE_UNSEEN_MAX: Duration = Duration::from_secs(5);
+/// Rounds of a queue beyond its target, soon after a crowded time, that are another one.
+pub(super) const CROWDED_AGAIN: u32 = 6;
+/// How long the window of a crowded time is worth coming back to.
+pub(super) const CROWDED_MEMORY: Duration = Duration::from_secs(20);
 pub(super) const STEP_BACK_GAIN: f64 = 0.6;
 pub(super) const STEP_BACK_ROUNDS: u32 = 4;
 pub(super) const STARTUP_GAIN_MAX: f64 = 2.9;
@@ -38,9 +48,9 @@ pub(super) const CROWDED_TRIM: f64 = 0.75;
 pub(super) const TRIM_MIN: f64 = 0.5;
 /// The same while yielding, where the least rate is the floor.
 pub(super) const YIELD_TRIM_MIN: f64 = 0.01;
-/// How long a least round trip time is believed while others hold the queue and this flow yields:
-/// what it found alone is the only measure of their queue.
-pub(super) const YIELD_RTT_WINDOW: Duration = Duration::from_secs(120);
+/// How long a least round trip time is believed while others hold the queue: what was found
+/// without them is the only measure of it.
+pub(super) const CROWDED_RTT_WINDOW: Duration = Duration::from_secs(60);
 /// Loss above the usual one that is taken for a policer or a full buffer; less is taken for the
 /// weather.
 pub(super) const CRUISE_LOSS: f64 = 0.08;
@@ -77,13 +87,11 @@ pub(super) enum Phase {
         boost: f64,
         /// Rate when the probe began.
         rate_before: u64,
-        /// When the queue was last at its target.
-        calm_at: Instant,
     },
     /// Competing with others for the queue.
     Crowded {
-        /// Place in [`CROWDED_GAINS`].
-        position: usize,
+        /// The window.
+        crowd: Crowd,
         /// When it began.
         since: Instant,
     },
@@ -91,6 +99,8 @@ pub(super) enum Phase {
     StepBack {
         /// Rounds so far.
         rounds: u32,
+        /// For when they are not; `None` when it only wants to see the base.
+        crowd: Option<Crowd>,
     },
 }
 
@@ -100,19 +110,18 @@ impl Phase {
         stalled: 0,
     };
 
-    pub(super) fn cruise(now: Instant, rate: u64, boost: f64) -> Self {
+    pub(super) fn cruise(rate: u64, boost: f64) -> Self {
         Self::Cruise {
             position: 0,
             boost,
             rate_before: rate,
-            calm_at: now,
         }
     }
 
     /// How long a least round trip time is believed; longer while others hold the queue.
     pub(super) fn rtt_window(self) -> Duration {
         match self {
-            Self::Crowded { .. } | Self::StepBack { .. } => Duration::from_secs(30),
+            Self::Crowded { .. } | Self::StepBack { .. } => CROWDED_RTT_WINDOW,
             Self::Startup { .. } | Self::Hold { .. } | Self::Drain { .. } | Self::Cruise { .. } => {
                 Duration::from_secs(10)
             }

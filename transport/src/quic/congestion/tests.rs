@@ -84,9 +84,9 @@ fn jitter_does_not_starve_the_flow() {
     check(
         "jitter-40m",
         Expected {
-            share: 0.90,
-            p50_ms: 10.0,
-            p95_ms: 25.0,
+            share: 0.95,
+            p50_ms: 15.0,
+            p95_ms: 30.0,
         },
     );
 }
@@ -177,25 +177,44 @@ fn heavy_loss_slows_the_flow_but_does_not_end_it() {
     }
 }
 
-/// Neither a second flow of ours nor cubic is starved.
+/// Two of ours, and ours beside cubic, whoever comes first, share evenly enough: Jain's index of
+/// 0.9 is one to two. Beside cubic, a share swings by a third over tens of seconds.
 #[test]
 fn others_on_the_link_get_their_share() {
-    let link = named("wan-100m").expect("a known name");
-    for (other, share_min) in [(Controller::Scaleaway, 0.15), (Controller::Cubic, 0.15)] {
-        let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
-        simulation.run(Duration::from_secs(5));
-        simulation.add_flow(other);
-        simulation.run(Duration::from_secs(5));
-        simulation.run(Duration::from_secs(10));
-        let late = simulation.run(Duration::from_secs(10));
-        println!("beside {other}: {:.1?} Mbit/s", mbps(&late));
-        let all: f64 = late.goodput_bps.iter().sum();
-        assert!(all > 0.9 * link.rate_bps as f64, "{late:?}");
-        assert!(
-            late.goodput_bps.iter().all(|bps| *bps > share_min * all),
-            "{late:?}"
-        );
+    let wan = named("wan-100m").expect("a known name");
+    let ours = Controller::Scaleaway;
+    for (first, second, jain_min) in [
+        (ours, ours, 0.95),
+        (ours, Controller::Cubic, 0.85),
+        (Controller::Cubic, ours, 0.85),
+    ] {
+        check_fairness("wan-100m", &wan, (first, second), jain_min);
     }
+}
+
+fn check_fairness(
+    name: &str,
+    link: &LinkParams,
+    (first, second): (Controller, Controller),
+    jain_min: f64,
+) {
+    let mut simulation = Simulation::new(link, first, 1);
+    simulation.run(Duration::from_secs(5));
+    simulation.add_flow(second);
+    simulation.run(Duration::from_secs(10));
+    let late = simulation.run(Duration::from_secs(20));
+    let all: f64 = late.goodput_bps.iter().sum();
+    let squares: f64 = late.goodput_bps.iter().map(|bps| bps * bps).sum();
+    let jain = all * all / squares / 2.0;
+    let line = format!(
+        "{name}: {first} + {second}: {:.1?} Mbit/s, Jain {jain:.3}, queue p50 {:.1} p95 {:.1} ms",
+        mbps(&late),
+        late.queue_ms_at(0.5),
+        late.queue_ms_at(0.95)
+    );
+    println!("{line}");
+    assert!(all > 0.9 * CEILING * link.rate_bps as f64, "{line}");
+    assert!(jain >= jain_min, "{line}");
 }
 
 /// Alone, a yielding flow all but fills the link, with a queue below its budget.

@@ -1,0 +1,131 @@
+//! From phase and path to a window, within what the operator allows.
+
+use std::time::Duration;
+
+use super::machine::Machine;
+use super::phase::{
+    CROWDED_RTT_WINDOW, CROWDED_TRIM, CRUISE_GAINS, DRAIN_GAIN, HOLD_GAIN, PROBE_END, Phase,
+    STARTUP_GAIN_MAX, STEP_BACK_GAIN, TRIM_MIN, YIELD_GAINS, YIELD_TRIM_MIN,
+};
+use super::{Mode, scaled};
+
+pub(super) const WINDOW_MIN_PACKETS: u64 = 4;
+/// On top of every Cruise window: acknowledgements cover two packets, batches ten.
+const CRUISE_EXTRA_PACKETS: u64 = 4;
+/// Packets for each root of a packet in the window.
+const CRUISE_ROOT: f64 = 1.0;
+/// Factors of the queue's target: for a large window, what the root of the window in packets
+/// divides, and for a small window.
+const TARGET_LEAST: f64 = 0.7;
+const TARGET_ROOT: f64 = 6.0;
+const TARGET_MOST: f64 = 1.6;
+const STARTUP_EXTRA_PACKETS: u64 = 10;
+
+impl Machine {
+    /// Queue that the operator allows; `None` in mode fill.
+    pub(super) fn budget(&self) -> Option<Duration> {
+        match self.shaping.mode() {
+            Mode::Fill => None,
+            Mode::Yield { queueing } => Some(queueing),
+        }
+    }
+
+    /// The queue that is allowed. A small window may have more of it: of two flows on a link the
+    /// larger one makes room first.
+    pub(super) fn target(&self) -> Duration {
+        let packets = (self.window / self.path.mtu.max(1)).max(16);
+        let share = TARGET_LEAST + TARGET_ROOT / (packets as f64).sqrt();
+        self.path.target(self.budget(), share.min(TARGET_MOST))
+    }
+
+    pub(super) fn gains(&self) -> &'static [f64; 8] {
+        if self.budget().is_some() {
+            &YIELD_GAINS
+        } else {
+            &CRUISE_GAINS
+        }
+    }
+
+    pub(super) fn trim_min(&self) -> f64 {
+        if self.budget().is_some() {
+            YIELD_TRIM_MIN
+        } else {
+            TRIM_MIN
+        }
+    }
+
+    pub(super) fn rtt_window(&self) -> Duration {
+        if self.trim < CROWDED_TRIM {
+            CROWDED_RTT_WINDOW
+        } else {
+            self.phase.rtt_window()
+        }
+    }
+
+    pub(super) fn set_window(&mut self) {
+        let mut window = self.wanted_window().unwrap_or(self.window);
+        if let Some((least, most)) = self.shaped_window() {
+            window = window.max(least).min(most);
+        }
+        self.window = window.max(WINDOW_MIN_PACKETS * self.path.mtu);
+    }
+
+    /// Least and greatest window by the operator's rates: a rate is a window per round trip, the
+    /// queue in it included.
+    fn shaped_window(&self) -> Option<(u64, u64)> {
+        let rtt = self.path.base()? + self.queue.unwrap_or_default();
+        let window = |rate| scaled(rate, rtt.as_secs_f64());
+        let mtu = self.path.mtu;
+        let least = self.budget().map_or(0, |_| {
+            window(self.shaping.bytes_min(mtu, self.path.greatest_rate()))
+        });
+        let most = self.shaping.bytes_max(mtu).map_or(u64::MAX, window);
+        Some((least, most))
+    }
+
+    /// What is kept beyond the bandwidth-delay product: as the root of the window, so that of two
+    /// flows the smaller one grows.
+    fn extra(&self, window: u64) -> u64 {
+        let mtu = self.path.mtu;
+        let packets = window as f64 / mtu as f64;
+        let root = if self.budget().is_some() {
+            0.0
+        } else {
+            CRUISE_ROOT
+        };
+        scaled(mtu, root * packets.sqrt()) + CRUISE_EXTRA_PACKETS * mtu
+    }
+
+    /// Is the operator's cap what limits the rate?
+    pub(super) fn is_capped(&self) -> bool {
+        self.shaped_window()
+            .is_some_and(|(_, most)| self.window >= most)
+    }
+
+    /// `None` while the path is unknown.
+    fn wanted_window(&self) -> Option<u64> {
+        let mtu = self.path.mtu;
+        Some(match self.phase {
+            Phase::Startup { .. } if self.path.rounds() < 2 => self.window,
+            Phase::Startup { .. } => {
+                let most = scaled(self.path.bdp_early()?, STARTUP_GAIN_MAX);
+                self.window.min(most + STARTUP_EXTRA_PACKETS * mtu)
+            }
+            Phase::Hold { window_max } => window_max.min(scaled(self.path.bdp_early()?, HOLD_GAIN)),
+            Phase::Drain { .. } => scaled(self.path.bdp_early()?, DRAIN_GAIN),
+            Phase::Cruise {
+                position, boost, ..
+            } => {
+                let boost = if position <= PROBE_END { boost } else { 0.0 };
+                let gain = self.gains()[position] + boost;
+                let paced = scaled(self.path.bdp()?, gain * self.trim);
+                paced + self.extra(paced)
+            }
+            Phase::Crowded { crowd, .. } => {
+                let least = scaled(self.path.bdp()?, crowd.gain());
+                scaled(mtu, crowd.window()).max(least)
+            }
+            Phase::StepBack { .. } => scaled(self.path.bdp()?, STEP_BACK_GAIN),
+        })
+    }
+}
