@@ -16,7 +16,7 @@ const LEFT: f64 = 0.77;
 /// Packets per round by which a flow of TCP Reno would grow.
 const RENO_STEP: f64 = 0.65;
 /// Least and greatest window in bandwidth-delay products, see [`Crowd::gain`].
-const GAIN: (f64, f64) = (1.0, 1.8);
+const GAIN: (f64, f64) = (1.0, 2.0);
 const GAIN_FIRST: f64 = 1.2;
 /// Rounds after an overflow by which polite others have made room, and what the answer changes.
 const ANSWER_AFTER: u32 = 6;
