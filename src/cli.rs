@@ -28,6 +28,7 @@ pub(crate) enum Verb {
     Trust(command::trust::TrustArgs),
     Receive(command::receive::ReceiveArgs),
     Send(command::send::SendArgs),
+    Plan(command::plan::PlanArgs),
     Status(command::status::StatusArgs),
     Set(command::set::SetArgs),
     Abort(command::set::AbortArgs),

@@ -16,10 +16,6 @@ mod journal;
 mod kept;
 mod mapped;
 mod peer;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the probe is asked by its tests")
-)]
 mod plan;
 mod probe;
 mod progress;
@@ -81,6 +77,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Verb::Trust(args) => command::trust::run(&args),
             Verb::Receive(args) => command::receive::run(args).await,
             Verb::Send(args) => command::send::run(args).await,
+            Verb::Plan(args) => command::plan::run(args).await,
             Verb::Status(args) => command::status::run(&args),
             Verb::Set(args) => command::set::set(args).await,
             Verb::Abort(args) => command::set::abort(args).await,

@@ -8,6 +8,8 @@ use serde::Serialize;
 use transport::block::BatchStats;
 use transport::session::Outcome;
 
+use crate::plan::noted::Predicted;
+
 /// One JSON document.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
@@ -31,6 +33,8 @@ pub(crate) struct Report {
     pub(crate) cpu_s: Option<f64>,
     pub(crate) root: Option<String>,
     pub(crate) levels: Option<Vec<i32>>,
+    /// What `plan` said shortly before.
+    pub(crate) predicted: Option<Predicted>,
 }
 
 /// Length of one phase.

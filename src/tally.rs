@@ -8,6 +8,7 @@ use transport::session::Outcome;
 use transport::session::source::Round;
 
 use crate::journal::hex;
+use crate::plan::noted::Predicted;
 use crate::report::{
     Encodings, Link, PhaseClock, Report, RoundSpan, Udp, anonymous_bytes, cpu_seconds, millis,
     outcome_words,
@@ -38,6 +39,8 @@ pub(crate) struct Tally {
     pub(crate) levels: Vec<i32>,
     /// Main memory is read or written where QEMU has it.
     pub(crate) mapped: bool,
+    /// What `plan` said shortly before.
+    pub(crate) predicted: Option<Predicted>,
 }
 
 impl Tally {
@@ -57,6 +60,7 @@ impl Tally {
             root: None,
             levels: Vec::new(),
             mapped: false,
+            predicted: None,
         }
     }
 
@@ -164,6 +168,7 @@ impl Tally {
             cpu_s: cpu_seconds(),
             root: self.root.map(|root| hex(&root.0)),
             levels: (!self.levels.is_empty()).then(|| self.levels.clone()),
+            predicted: self.predicted,
             phases: self.phases.finish(now),
         }
     }

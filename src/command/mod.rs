@@ -5,6 +5,7 @@ pub(crate) mod bench_link;
 pub(crate) mod checkpoint;
 pub(crate) mod content;
 pub(crate) mod identity;
+pub(crate) mod plan;
 pub(crate) mod receive;
 pub(crate) mod resolve;
 pub(crate) mod send;

@@ -17,6 +17,7 @@ use transport::session::probe::{LinkMeter, MeasuredRate};
 use transport::wire::limits::{PROBE_MAX_BYTES, PROBE_MAX_MS};
 use transport::wire::{Frame, Offer};
 
+use super::to_f64;
 use crate::peer::{Peer, send_frame};
 use crate::waiting::{next, now};
 
@@ -35,7 +36,7 @@ const MARGIN_BYTES: u64 = 16 << 20;
 const HEADER_BYTES: f64 = 28.0;
 
 /// What the look at memory wants to know from the target.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Wanted {
     /// Digests of some ranges of this side's checkpoint.
     pub(crate) ranges: Vec<(u32, [u8; 16])>,
@@ -44,7 +45,7 @@ pub(crate) struct Wanted {
 }
 
 /// The link as the probe saw it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct LinkSeen {
     /// Lane bytes per second at the target.
     pub(crate) rate: MeasuredRate,
@@ -256,9 +257,4 @@ impl LinkProbe {
                 .clamp(0.0, 1.0),
         })
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "estimates need no 53rd bit")]
-fn to_f64(value: u64) -> f64 {
-    value as f64
 }

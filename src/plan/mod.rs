@@ -1,3 +1,38 @@
-//! What a move would be like, found out before it begins.
+//! `scaleaway plan`: what a move would be like, found out before it begins.
+//!
+//! ```text
+//! link     (probe of the target that waits)  -+
+//! sample   (some of the guest's memory)       +-> cost (the engine's encoder) -+
+//! dirtying (how the sample changes)           |                                +-> model -> page
+//! history  (earlier moves)                   -+--------------------------------+
+//! ```
+//! `run` has the order of things; `model` is a pure function and says how a move is predicted.
 
+pub(crate) mod cost;
+pub(crate) mod dirtying;
+pub(crate) mod history;
 pub(crate) mod link;
+pub(crate) mod model;
+pub(crate) mod noted;
+pub(crate) mod page;
+pub(crate) mod run;
+pub(crate) mod sample;
+
+/// A page count or number as an index.
+fn index(number: u32) -> usize {
+    usize::try_from(number).expect("usize holds 32 bits, see transport::block")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "estimates need no 53rd bit")]
+fn to_f64(value: u64) -> f64 {
+    value as f64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped first"
+)]
+fn to_u64(value: f64) -> u64 {
+    value.clamp(0.0, 1e18) as u64
+}

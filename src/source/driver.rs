@@ -14,6 +14,7 @@ use transport::wire::{Frame, RunState};
 
 use super::Options;
 use super::act::{VmCommand, run_commands};
+use super::memory::Memory;
 use super::opening::Opened;
 use crate::capture::{Capture, Captured, Image};
 use crate::control::{Command, Request, Setting};
@@ -72,6 +73,7 @@ pub(super) struct Driver {
     pub(super) door: Arc<Door>,
     pub(super) peer: Option<Peer>,
     pub(super) peer_name: String,
+    memory: Memory,
     pub(super) secret: [u8; 32],
     pub(super) journal: Arc<Mutex<Journal>>,
     pub(super) entry: Entry,
@@ -137,12 +139,15 @@ impl Driver {
             commands,
             inputs.clone(),
         ));
-        let tally = Tally::new(now);
+        let memory = Memory::recall(&start.options.state, &start.me.vm, &start.peer);
+        let mut tally = Tally::new(now);
+        tally.predicted = memory.predicted();
         Ok(Driver {
             machine: Source::new(now, config),
             state,
             secret: start.peer.secret,
             peer_name: start.peer.name.clone(),
+            memory,
             peer: Some(start.peer),
             me: start.me,
             door: Arc::new(start.door),
@@ -475,6 +480,7 @@ impl Driver {
             self.peer_name,
             &outcome,
         );
+        self.memory.keep(&self.options.state, &report);
         crate::report::write(&report, self.options.report.as_deref())?;
         if self.options.json {
             crate::progress::say(&serde_json::to_string(&report)?);

@@ -9,6 +9,7 @@
 mod act;
 mod budget;
 mod driver;
+mod memory;
 mod opening;
 mod view;
 

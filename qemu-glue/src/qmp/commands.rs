@@ -272,6 +272,28 @@ impl Client {
         self.perform("announce-self", timing).await
     }
 
+    /// Begins to measure how fast the guest dirties memory, by a sample of pages, for whole seconds.
+    pub async fn calc_dirty_rate(&self, seconds: u64) -> Result<(), QmpError> {
+        self.perform("calc-dirty-rate", json!({ "calc-time": seconds }))
+            .await
+    }
+
+    /// Bytes per second that the guest dirties, as measured last; `None` while it is not measured.
+    pub async fn query_dirty_rate(&self) -> Result<Option<f64>, QmpError> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Measured {
+            status: String,
+            dirty_rate: Option<f64>,
+        }
+        let measured: Measured = self.execute_as("query-dirty-rate", json!({})).await?;
+        // QEMU counts in MiB, and gives -1 while it has nothing.
+        let mib = measured.dirty_rate.filter(|rate| *rate >= 0.0);
+        Ok(mib
+            .filter(|_| measured.status == "measured")
+            .map(|mib| mib * f64::from(1 << 20)))
+    }
+
     /// A command whose result says nothing.
     async fn perform(&self, command: &str, arguments: Value) -> Result<(), QmpError> {
         self.execute(command, arguments).await.map(drop)

@@ -121,7 +121,7 @@ impl ProbeGuard {
 }
 
 /// Bytes per second as the target counted them: the mean and the extremes of its windows.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct MeasuredRate {
     /// Least window.
     pub low: f64,
