@@ -27,6 +27,7 @@ mod stuck;
 use std::time::Duration;
 
 pub use rate::RateMeter;
+pub(super) use rate::RecentLeast;
 pub use stuck::{Stuck, WhenStuck, WhenStuckError};
 
 /// What the operator asked for, and the constants of the rule.

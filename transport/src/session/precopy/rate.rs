@@ -51,9 +51,60 @@ impl RateMeter {
     }
 }
 
+/// Least duration of the last one to two [`RecentLeast::SPAN`]s: what an early guess said is
+/// forgotten.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::session) struct RecentLeast {
+    since: Option<Instant>,
+    least: Duration,
+    before: Duration,
+}
+
+impl RecentLeast {
+    /// A cycle of a guest's writing, or of the rounds, fits in.
+    const SPAN: Duration = Duration::from_secs(10);
+
+    pub(crate) const NONE: RecentLeast = RecentLeast {
+        since: None,
+        least: Duration::MAX,
+        before: Duration::MAX,
+    };
+
+    pub(crate) fn take(&mut self, now: Instant, value: Duration) {
+        let since = *self.since.get_or_insert(now);
+        if now.duration_since(since) >= Self::SPAN {
+            (self.since, self.before, self.least) = (Some(now), self.least, Duration::MAX);
+        }
+        self.least = self.least.min(value);
+    }
+
+    /// `Duration::MAX` before the first.
+    pub(crate) fn get(&self) -> Duration {
+        self.least.min(self.before)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The least of the last spans, and nothing older.
+    #[test]
+    fn least_is_recent() {
+        #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+        let start = Instant::now();
+        let mut least = RecentLeast::NONE;
+        for second in 0..40_u32 {
+            let value = if second == 0 {
+                1
+            } else {
+                100 + u64::from(second)
+            };
+            let now = start + Duration::from_secs(u64::from(second));
+            least.take(now, Duration::from_secs(value));
+        }
+        assert_eq!(least.get(), Duration::from_secs(120));
+    }
 
     /// A steady flow is measured within 1 %, an old burst is forgotten, idleness changes nothing.
     #[test]

@@ -55,7 +55,7 @@ impl FromStr for WhenStuck {
 /// A move that does not get on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stuck {
-    /// Shortest stop that was in sight so far.
+    /// Shortest stop that was in sight lately.
     pub stop_least: Duration,
     /// `--max-rounds` or `--timeout` is over.
     pub limit_reached: bool,

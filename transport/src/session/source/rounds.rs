@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{Round, Sample};
 use crate::session::precopy::{
-    Decision, Observation, Policy, RateMeter, Steering, Stuck, decide, drain_time, predicted_stop,
-    stop_floor,
+    Decision, Observation, Policy, RateMeter, RecentLeast, Steering, Stuck, decide, drain_time,
+    predicted_stop, stop_floor,
 };
 
 /// Measurements of one attempt.
@@ -33,8 +33,8 @@ pub(super) struct Rounds {
     /// Shortest stop in sight of this armed stretch, and when.
     armed_best: (Duration, Option<Instant>),
     disarmed_at: Option<Instant>,
-    /// Shortest stop that was in sight.
-    stop_least: Duration,
+    /// Shortest stop that was in sight lately.
+    stop_least: RecentLeast,
     /// Least backlog so far, and when it last became a tenth smaller.
     left_least: u64,
     shrank_at: Option<Instant>,
@@ -81,7 +81,7 @@ impl Rounds {
             armed_at: None,
             armed_best: (Duration::MAX, None),
             disarmed_at: None,
-            stop_least: Duration::MAX,
+            stop_least: RecentLeast::NONE,
             left_least: u64::MAX,
             shrank_at: None,
             throttle_percent: 0,
@@ -155,7 +155,7 @@ impl Rounds {
         }
         if seen.rate_bytes_per_s >= 1.0 && seen.dirty_pages_per_s.is_some() {
             let stop = predicted_stop(&seen, &self.policy);
-            self.stop_least = self.stop_least.min(stop);
+            self.stop_least.take(now, stop);
             if self.armed_at.is_some() && stop < self.armed_best.0 {
                 self.armed_best = (stop, Some(now));
             }
@@ -200,7 +200,7 @@ impl Rounds {
             .is_some_and(|since| since > STALL_MIN.max(drain.mul_f64(STALL_SHARE)));
         let is_stuck = limit_reached || stalls || self.not_shrinking >= STUCK_ROUNDS;
         is_stuck.then(|| Stuck {
-            stop_least: self.stop_least,
+            stop_least: self.stop_least.get(),
             limit_reached,
             throttle_percent: self.throttle_percent,
             since_throttle: since(self.throttled_at),
