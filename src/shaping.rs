@@ -42,6 +42,11 @@ impl ShapingArgs {
     }
 }
 
+/// What a cap in IP bits leaves for lanes: about a twentieth is headers of IP, UDP, QUIC and frames.
+pub(crate) fn lane_bytes_per_s(ip_bps: u64) -> u64 {
+    (ip_bps / 160 * 19).max(1)
+}
+
 /// `set VM yield VALUE`: `off`, `on` or ms.
 pub(crate) fn yield_ms(text: &str) -> Option<u64> {
     match text {

@@ -26,6 +26,7 @@ use crate::mapped;
 use crate::peer::{meet_again, send_frame};
 use crate::prove;
 use crate::relay::Spool;
+use crate::shaping::lane_bytes_per_s;
 use crate::vm::Vm;
 use crate::waiting::now;
 
@@ -194,6 +195,9 @@ impl Driver {
             self.workers.clone(),
             self.wake.clone(),
         )?;
+        // Before the first page. The congestion controller knows the cap too, but on a path of less
+        // than a millisecond its least window is more than that.
+        lanes.set_rate_max(self.options.shaping.rate_max().map(lane_bytes_per_s));
         self.lanes = Some(lanes);
         self.lane_events = Some(events);
         Ok(())

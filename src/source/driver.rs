@@ -372,7 +372,11 @@ impl Driver {
             self.machine.handle(now(), Input::Downtime(downtime));
         }
         if let Some(bps) = setting.max_bandwidth_bps {
-            self.options.shaping.set_rate_max((bps > 0).then_some(bps));
+            let cap = (bps > 0).then_some(bps);
+            self.options.shaping.set_rate_max(cap);
+            if let Some(lanes) = &self.lanes {
+                lanes.set_rate_max(cap.map(shaping::lane_bytes_per_s));
+            }
         }
         if let Some(ms) = setting.yield_ms {
             self.options.shaping.set_mode(shaping::mode(ms));

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::BytesMut;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::effort::Effort;
 use super::{Basis, Workers, lock, per_lane};
@@ -93,6 +93,10 @@ struct Shared {
     /// The budget has room again.
     room: Notify,
     budget_bytes: AtomicU64,
+    /// Bytes per second, 0 for no cap.
+    rate_max: AtomicU64,
+    /// When the cap lets the next batch go.
+    due: Mutex<Instant>,
     sent_bytes: AtomicU64,
     applied_bytes: AtomicU64,
     reserved_bytes: AtomicU64,
@@ -144,6 +148,8 @@ impl SourceLanes {
             wake,
             room: Notify::new(),
             budget_bytes: AtomicU64::new(1 << 20),
+            rate_max: AtomicU64::new(0),
+            due: Mutex::new(Instant::now()),
             sent_bytes: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
             reserved_bytes: AtomicU64::new(0),
@@ -255,6 +261,13 @@ impl SourceLanes {
     pub fn set_budget(&self, bytes: u64) {
         self.shared.budget_bytes.store(bytes, Ordering::Relaxed);
         self.shared.room.notify_waiters();
+    }
+
+    /// Caps what all lanes together hand to QUIC, in bytes per second.
+    pub fn set_rate_max(&self, bytes_per_s: Option<u64>) {
+        self.shared
+            .rate_max
+            .store(bytes_per_s.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Makes every lane send what is dirty, then the barrier's mark.
@@ -369,7 +382,24 @@ impl Lane {
         if self.shared.held.copies.is_some() {
             lock(&self.shared.unacknowledged[lane]).push_back((self.lane_bytes, last_seq));
         }
+        self.pace(out.len()).await;
         self.send(out).await
+    }
+
+    /// Waits until the rate cap lets so many bytes go.
+    async fn pace(&self, bytes: usize) {
+        let rate = self.shared.rate_max.load(Ordering::Relaxed);
+        if rate == 0 {
+            return;
+        }
+        let nanos = (bytes as u64).saturating_mul(1_000_000_000) / rate;
+        let at = {
+            let mut due = lock(&self.shared.due);
+            let at = (*due).max(Instant::now());
+            *due = at + Duration::from_nanos(nanos);
+            at
+        };
+        sleep_until(at).await;
     }
 
     /// Waits until the flight has room, then counts this lane's batch in.
