@@ -192,6 +192,11 @@ fn read(stream: UnixStream, events: &Events, answers: &SyncSender<Value>) {
             let seconds = stamp["seconds"].as_u64().unwrap_or(0);
             let at_us = seconds * 1_000_000 + stamp["microseconds"].as_u64().unwrap_or(0);
             let mut state = events.state.lock().unwrap_or_else(PoisonError::into_inner);
+            // Passes come by the thousand at the end of pre-copy; the latest of a row is enough.
+            let is_pass = name == "MIGRATION_PASS";
+            if is_pass && state.seen.last().is_some_and(|last| last.name == name) {
+                state.seen.pop();
+            }
             if state.seen.len() >= EVENTS_MAX {
                 state.seen.remove(0);
             }
