@@ -3,8 +3,8 @@
 //! A [`Link`] takes packets of any type, and gives each back when it would leave the far end:
 //!
 //! ```text
-//! offer -> [bounded queue] -> [serialiser: rate] -> loss -> delay + jitter + reorder -> poll
-//!            tail drop                              behind the queue
+//! offer -> policer -> [bounded queue] -> [serialiser: rate] -> loss -> delay + jitter + reorder -> poll
+//!          optional     tail drop                          behind the queue         + bunching
 //! ```
 //!
 //! Time is an argument, a [`Duration`](std::time::Duration) since any fixed moment; chance comes
@@ -38,5 +38,5 @@ mod tests;
 
 pub use link::{Count, Counters, Link, Verdict};
 pub use named::{LINKS, NamedLink, named};
-pub use params::{LinkParams, Loss, ParamError};
+pub use params::{LinkParams, Loss, ParamError, Policer};
 pub use random::Random;

@@ -14,7 +14,7 @@ use crate::{LinkParams, Loss, ParamError, Random};
 pub enum Verdict {
     /// It waits or is being sent. It may still get lost behind the queue.
     Queued,
-    /// The queue was full.
+    /// The queue was full, or the policer's bucket empty.
     QueueDrop,
     /// The link is cut.
     CutDrop,
@@ -45,7 +45,7 @@ pub struct Counters {
     pub offered: Count,
     /// All that left the far end.
     pub delivered: Count,
-    /// Did not fit the queue.
+    /// Did not fit the queue, or was too much for the policer.
     pub queue_drops: Count,
     /// Lost behind the queue.
     pub losses: Count,
@@ -78,6 +78,10 @@ pub struct Link<P> {
     in_burst: bool,
     jitter_ns: u64,
     jitter_until_ns: u64,
+    /// What the policer has let pass and its rate has not yet paid for, in bits * 10^9, and when
+    /// that was.
+    policed: u128,
+    policed_ns: u64,
 }
 
 #[derive(Debug)]
@@ -131,6 +135,8 @@ impl<P> Link<P> {
             in_burst: false,
             jitter_ns: 0,
             jitter_until_ns: 0,
+            policed: 0,
+            policed_ns: 0,
         })
     }
 
@@ -142,6 +148,10 @@ impl<P> Link<P> {
         if self.is_cut {
             self.counters.cut_drops.add(len_bytes);
             return Verdict::CutDrop;
+        }
+        if !self.passes_policer(now_ns, len_bytes) {
+            self.counters.queue_drops.add(len_bytes);
+            return Verdict::QueueDrop;
         }
         let queue_bytes = self.queue_bytes + u64::from(len_bytes);
         if !self.queue.is_empty() && queue_bytes > self.params.buffer_bytes {
@@ -277,12 +287,33 @@ impl<P> Link<P> {
             due_ns = due_ns.max(self.last_delivery_ns);
             self.last_delivery_ns = due_ns;
         }
+        let bunch_ns = nanos(self.params.bunch_every);
+        if bunch_ns > 0 {
+            due_ns = due_ns.div_ceil(bunch_ns).saturating_mul(bunch_ns);
+        }
         let due = (due_ns, self.departures);
         self.in_flight.push(Reverse(InFlight {
             due,
             len_bytes,
             packet,
         }));
+    }
+
+    /// Takes a packet's bits out of the policer's bucket, if they are there.
+    fn passes_policer(&mut self, now_ns: u64, len_bytes: u32) -> bool {
+        let Some(policer) = self.params.policer else {
+            return true;
+        };
+        let since_ns = now_ns.saturating_sub(self.policed_ns);
+        self.policed_ns = self.policed_ns.max(now_ns);
+        let paid = u128::from(policer.rate_bps) * u128::from(since_ns);
+        self.policed = self.policed.saturating_sub(paid);
+        let packet = u128::from(len_bytes) * 8_000_000_000;
+        let passes = self.policed + packet <= u128::from(policer.burst_bytes) * 8_000_000_000;
+        if passes {
+            self.policed += packet;
+        }
+        passes
     }
 
     fn is_lost(&mut self) -> bool {

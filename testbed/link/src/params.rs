@@ -42,6 +42,20 @@ pub struct LinkParams {
     pub reorder_share: f64,
     /// How long a reordered packet is held back (at most 60 s).
     pub reorder_by: Duration,
+    /// Packets come out only at multiples of this time, together, as radio links and offloading
+    /// cards let them; zero: each at its own time (at most 60 s).
+    pub bunch_every: Duration,
+    /// Drops what is too much before the queue, instead of letting it wait.
+    pub policer: Option<Policer>,
+}
+
+/// A token bucket without a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policer {
+    /// Bits per second of IP bytes that pass (1 to 10^12).
+    pub rate_bps: u64,
+    /// Bytes that pass at once after a pause.
+    pub burst_bytes: u64,
 }
 
 /// A parameter outside its range.
@@ -77,6 +91,8 @@ impl LinkParams {
             loss: Loss::None,
             reorder_share: 0.0,
             reorder_by: Duration::ZERO,
+            bunch_every: Duration::ZERO,
+            policer: None,
         }
     }
 
@@ -101,6 +117,12 @@ impl LinkParams {
             (self.delay <= TIME_MAX, "delay (at most 60 s)"),
             (self.jitter <= TIME_MAX, "jitter (at most 60 s)"),
             (self.reorder_by <= TIME_MAX, "reorder_by (at most 60 s)"),
+            (self.bunch_every <= TIME_MAX, "bunch_every (at most 60 s)"),
+            (
+                self.policer
+                    .is_none_or(|policer| (1..=RATE_MAX_BPS).contains(&policer.rate_bps)),
+                "policer (1 to 10^12 bit/s)",
+            ),
             (is_share(self.reorder_share), "reorder_share (0 to 1)"),
             (
                 loss_is_sound,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{LINKS, Link, LinkParams, Loss, ParamError, Verdict, named};
+use crate::{LINKS, Link, LinkParams, Loss, ParamError, Policer, Verdict, named};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -318,6 +318,48 @@ fn counters_balance() {
     assert_balanced(&link);
     let counters = link.counters();
     assert!(counters.queue_drops.packets > 0 && counters.losses.packets > 0);
+}
+
+/// A policer lets its burst pass, then its rate, and no packet waits.
+#[test]
+fn policer_drops_what_is_too_much() {
+    let policed = LinkParams {
+        policer: Some(Policer {
+            rate_bps: 12_000_000,
+            burst_bytes: 15_000,
+        }),
+        ..clean(1_000_000_000, 10)
+    };
+    let mut link = link(policed);
+    // 1500 bytes each 100 us are ten times the rate.
+    for n in 0..10_000u64 {
+        link.offer(Duration::from_micros(n * 100), 1500, n);
+    }
+    drain(&mut link);
+    assert_balanced(&link);
+    let passed = link.counters().delivered.packets;
+    assert!((1009..=1010).contains(&passed), "{passed}");
+    assert_eq!(link.counters().queue_bytes_max, 1500);
+}
+
+/// Bunched packets come together, in order, at the ticks.
+#[test]
+fn bunches_come_at_ticks() {
+    let bunched = LinkParams {
+        bunch_every: 10 * MS,
+        ..clean(120_000_000, 25)
+    };
+    let mut link = link(bunched);
+    for n in 0..300 {
+        link.offer(Duration::ZERO, 1500, n);
+    }
+    let arrivals = drain(&mut link);
+    let late = |(time, _): &(Duration, u64)| time.as_nanos() % (10 * MS).as_nanos() != 0;
+    assert!(!arrivals.iter().any(late), "{arrivals:?}");
+    let first = arrivals.iter().filter(|(time, _)| *time == 30 * MS).count();
+    // 100 us each: by 30 ms, 25 of them under way, 50 have left.
+    assert_eq!(first, 50);
+    assert_eq!(packets(arrivals), (0..300).collect::<Vec<_>>());
 }
 
 fn clean(rate_bps: u64, delay_ms: u64) -> LinkParams {

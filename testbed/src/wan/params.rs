@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use testbed_link::{LinkParams, Loss};
+use testbed_link::{LinkParams, Loss, Policer};
 
 /// All parameters of one direction. Times in ms, rates in bit/s of IP bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,15 @@ pub struct LinkJson {
     /// For how long.
     #[serde(default)]
     pub reorder_by_ms: f64,
+    /// Packets come out together at multiples of this time.
+    #[serde(default)]
+    pub bunch_every_ms: f64,
+    /// Rate of a token bucket before the queue; 0: none.
+    #[serde(default)]
+    pub policer_bps: u64,
+    /// Its burst.
+    #[serde(default)]
+    pub policer_burst_bytes: u64,
 }
 
 impl From<&LinkParams> for LinkJson {
@@ -55,6 +64,9 @@ impl From<&LinkParams> for LinkJson {
             loss_burst_packets,
             reorder_share: params.reorder_share,
             reorder_by_ms: millis(params.reorder_by),
+            bunch_every_ms: millis(params.bunch_every),
+            policer_bps: params.policer.map_or(0, |policer| policer.rate_bps),
+            policer_burst_bytes: params.policer.map_or(0, |policer| policer.burst_bytes),
         }
     }
 }
@@ -80,6 +92,11 @@ impl TryFrom<LinkJson> for LinkParams {
             loss,
             reorder_share: json.reorder_share,
             reorder_by: time("reorder_by_ms", json.reorder_by_ms)?,
+            bunch_every: time("bunch_every_ms", json.bunch_every_ms)?,
+            policer: (json.policer_bps > 0).then_some(Policer {
+                rate_bps: json.policer_bps,
+                burst_bytes: json.policer_burst_bytes,
+            }),
         };
         params.check()?;
         Ok(params)

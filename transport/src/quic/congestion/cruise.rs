@@ -7,8 +7,9 @@ use super::machine::Machine;
 use super::phase::{
     BASE_UNSEEN_MAX, CLAIM, CROWDED_AGAIN, CROWDED_MEMORY, CROWDED_TRIM, CRUISE_GAINS, CRUISE_LOSS,
     FALLS_MAX, LOOK_ROUNDS, PROBE_BOOST, PROBE_END, PROBE_GROWTH, Phase, SLOWER, STEP_BACK_ROUNDS,
+    YIELD_LEFT_TRIM, YIELD_STEADY, YIELD_STEADY_ROUNDS,
 };
-use super::rounds::Round;
+use super::rounds::{Round, Steady};
 use super::scaled;
 
 impl Machine {
@@ -119,6 +120,38 @@ impl Machine {
             | Phase::Drain { .. }
             | Phase::Cruise { .. }) => other,
         }
+    }
+
+    /// Has the path become longer? Then what looks like others' queue does not move while this flow
+    /// has all but left.
+    pub(super) fn is_longer(&mut self, now: Instant, round: &Round, queue: Duration) -> bool {
+        let (rounds_min, time_min, part) = match self.phase {
+            // The first round still finds what was sent before it. What overflows is a queue, but the
+            // change itself may look like a loss.
+            Phase::StepBack {
+                rounds: 1..,
+                crowd: Some(crowd),
+            } if self.lossy_rounds < 2 && !crowd.has_overflowed() => {
+                (STEP_BACK_ROUNDS - 1, Duration::ZERO, 100)
+            }
+            Phase::Cruise { .. } if self.budget().is_some() && self.trim < YIELD_LEFT_TRIM => {
+                (YIELD_STEADY_ROUNDS, YIELD_STEADY, 32)
+            }
+            Phase::Startup { .. }
+            | Phase::Hold { .. }
+            | Phase::Drain { .. }
+            | Phase::Cruise { .. }
+            | Phase::Crowded { .. }
+            | Phase::StepBack { .. } => {
+                self.steady = Steady::default();
+                return false;
+            }
+        };
+        let Some(mean) = round.rtt_mean() else {
+            return false;
+        };
+        let (rounds, time) = self.steady.take(now, mean, part);
+        rounds >= rounds_min && time >= time_min && queue > self.target()
     }
 
     /// Is the window, not the link, what limits the rate? Then the round says nothing of the link,

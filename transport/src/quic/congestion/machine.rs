@@ -10,7 +10,7 @@ use super::phase::{
     USUAL_LOSS_ROUNDS,
 };
 use super::recent::Recent;
-use super::rounds::Round;
+use super::rounds::{Round, Steady};
 use super::window::WINDOW_MIN_PACKETS;
 use super::{Estimate, Shaping, scaled};
 
@@ -40,6 +40,8 @@ pub struct Machine {
     pub(super) calm_at: Option<Instant>,
     /// How often the rate fell since, and from what.
     pub(super) falls: u32,
+    /// Rounds since that lost anything.
+    pub(super) lossy_rounds: u32,
     /// Rounds in a row with a queue beyond its target.
     pub(super) rounds_over: u32,
     pub(super) rate_before_falls: u64,
@@ -47,6 +49,8 @@ pub struct Machine {
     pub(super) base_seen_at: Option<Instant>,
     /// The window that competed last, and when that ended.
     pub(super) last_crowd: Option<(Instant, Crowd)>,
+    /// Rounds without a queue of our own that looked alike.
+    pub(super) steady: Steady,
     pub(super) last_ack: Option<Instant>,
     /// Packets sent up to here were under way during a silence: their round trip time is its
     /// length.
@@ -70,10 +74,12 @@ impl Machine {
             usual_loss: 0.0,
             calm_at: None,
             falls: 0,
+            lossy_rounds: 0,
             rounds_over: 0,
             rate_before_falls: 0,
             base_seen_at: None,
             last_crowd: None,
+            steady: Steady::default(),
             last_ack: None,
             silent_until: None,
         }
@@ -219,7 +225,15 @@ impl Machine {
         let target = self.target();
         let calm = queue <= target;
         if calm {
-            (self.calm_at, self.falls) = (Some(now), 0);
+            (self.calm_at, self.falls, self.lossy_rounds) = (Some(now), 0, 0);
+        } else {
+            self.lossy_rounds += u32::from(round.lost_share() > 0.0);
+        }
+        if self.is_longer(now, round, queue) {
+            self.path.restart_rtt(now, round);
+            (self.steady, self.trim) = (Steady::default(), 1.0);
+            self.phase = self.enter_cruise(0.0);
+            return;
         }
         if queue <= target / 4 {
             self.base_seen_at = Some(now);

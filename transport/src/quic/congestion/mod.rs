@@ -40,7 +40,7 @@
 //! (its constants), `path` (what is known of the path), `crowd` (the window while others hold the
 //! queue), `rounds` (a round's sums), `recent` (what is reported), `flight` (delivery rate from
 //! marks), `filters`, `shaping` (what the operator allows), `controller` (the quinn side),
-//! `simulation` and `tests` (what it makes of links).
+//! `simulation`, `tests` and `matrix` (what it makes of links).
 
 mod controller;
 mod crowd;
@@ -48,6 +48,8 @@ mod cruise;
 mod filters;
 mod flight;
 mod machine;
+#[cfg(test)]
+mod matrix;
 mod path;
 mod phase;
 mod recent;
@@ -74,7 +76,7 @@ pub struct Estimate {
     pub rate_low_bytes_per_s: Option<u64>,
     /// See there.
     pub rate_high_bytes_per_s: Option<u64>,
-    /// Least round trip time of a packet in the last 10 s (60 s while others hold the queue).
+    /// Least round trip time of a packet in the last 10 s (30 s while others hold the queue).
     pub rtt_min: Option<Duration>,
     /// Queue of the last round.
     pub queueing: Option<Duration>,

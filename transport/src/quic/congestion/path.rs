@@ -178,6 +178,15 @@ impl PathModel {
         }
     }
 
+    /// The path became longer: forgets all round trip times but this round's.
+    pub(super) fn restart_rtt(&mut self, now: Instant, round: &Round) {
+        (self.rtt, self.base) = (TimeMin::default(), TimeMin::default());
+        if let (Some(mean), Some(least)) = (round.rtt_mean(), round.rtt_min_of(1)) {
+            self.rtt.update(now, Duration::ZERO, least);
+            self.base.update(now, Duration::ZERO, mean);
+        }
+    }
+
     /// Forgets all rates but this one.
     pub(super) fn restart_rate(&mut self, bytes_per_s: u64) {
         self.rate.restart(self.rounds, bytes_per_s);

@@ -48,9 +48,14 @@ pub(super) const CROWDED_TRIM: f64 = 0.75;
 pub(super) const TRIM_MIN: f64 = 0.5;
 /// The same while yielding, where the least rate is the floor.
 pub(super) const YIELD_TRIM_MIN: f64 = 0.01;
+/// Trim below which a yielding flow has all but left, and the rounds alike from there on that tell
+/// of a longer path; as long, since cubic's queue hardly moves for some seconds.
+pub(super) const YIELD_LEFT_TRIM: f64 = 0.3;
+pub(super) const YIELD_STEADY_ROUNDS: u32 = 8;
+pub(super) const YIELD_STEADY: Duration = Duration::from_secs(12);
 /// How long a least round trip time is believed while others hold the queue: what was found
 /// without them is the only measure of it.
-pub(super) const CROWDED_RTT_WINDOW: Duration = Duration::from_secs(60);
+pub(super) const CROWDED_RTT_WINDOW: Duration = Duration::from_secs(30);
 /// Loss above the usual one that is taken for a policer or a full buffer; less is taken for the
 /// weather.
 pub(super) const CRUISE_LOSS: f64 = 0.08;

@@ -2,6 +2,35 @@
 
 use std::time::{Duration, Instant};
 
+/// Rounds in a row whose mean round trip times are all but equal, although this flow holds no queue:
+/// a path that became longer. A queue of others' would move.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Steady {
+    span: Option<(Duration, Duration)>,
+    since: Option<Instant>,
+    rounds: u32,
+}
+
+/// How far equal means may lie apart, if not by a part of them.
+const STEADY_WITHIN: Duration = Duration::from_millis(1);
+
+impl Steady {
+    /// Counts a round; returns how many have been alike, and for how long.
+    pub(super) fn take(&mut self, now: Instant, mean: Duration, part: u32) -> (u32, Duration) {
+        let (least, most) = self.span.map_or((mean, mean), |(least, most)| {
+            (least.min(mean), most.max(mean))
+        });
+        if most - least > STEADY_WITHIN.max(most / part) {
+            *self = Self::default();
+            return self.take(now, mean, part);
+        }
+        self.span = Some((least, most));
+        self.rounds += 1;
+        let since = *self.since.get_or_insert(now);
+        (self.rounds, now.saturating_duration_since(since))
+    }
+}
+
 /// What happened since the round began.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Round {

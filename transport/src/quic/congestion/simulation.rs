@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
-    ReadableError, ServerConfig, StreamId,
+    Event, ReadableError, ServerConfig, StreamId,
 };
 use testbed_link::{Link, LinkParams, Random};
 
@@ -452,7 +452,11 @@ impl Side {
                 connection.handle_event(event);
             }
         }
-        while connection.poll().is_some() {}
+        while let Some(event) = connection.poll() {
+            if let Event::ConnectionLost { reason } = event {
+                panic!("the connection died: {reason}");
+            }
+        }
         loop {
             self.buffer.clear();
             let Some(transmit) = connection.poll_transmit(now, BATCH, &mut self.buffer) else {

@@ -139,6 +139,32 @@ fn a_link_that_changes_its_rate_is_followed() {
     }
 }
 
+/// Another route, twice as long: its time is not taken for a queue for long, in either mode.
+#[test]
+fn a_path_that_becomes_longer_is_noticed() {
+    let short = named("wan-100m").expect("a known name");
+    let long = LinkParams {
+        delay: 2 * short.delay,
+        ..short
+    };
+    for mode in [Mode::Fill, YIELDING] {
+        let mut simulation = Simulation::new(&short, Controller::Scaleaway, 3);
+        simulation.shaping(0).set_mode(mode);
+        simulation.run(Duration::from_secs(5));
+        simulation.set_link(&long);
+        simulation.run(if mode == Mode::Fill {
+            Duration::from_secs(6)
+        } else {
+            Duration::from_secs(18)
+        });
+        let later = simulation.run(Duration::from_secs(5));
+        let share = share_of_ceiling(&later, &short);
+        let line = format!("{mode:?}: {share}, queue {:.1} ms", later.queue_ms_at(0.95));
+        println!("{line}");
+        assert!(share > 0.9 && later.queue_ms_at(0.95) < 15.0, "{line}");
+    }
+}
+
 /// After a cut the flow comes back at its old rate, and does not take the silence for a queue.
 #[test]
 fn a_cut_is_survived() {
