@@ -53,46 +53,19 @@ impl Driver {
                     self.tell(Input::CaptureFailed(format!("{error:#}")));
                 }
             }
-            Action::TriggerPass => self.command(VmCommand::TriggerPass),
-            Action::OpenPass => {
-                if let Some(capture) = &self.capture {
-                    self.era += 1;
-                    self.command(VmCommand::OpenPass(capture.clone()));
-                }
-            }
-            Action::HoldPass => self.command(VmCommand::HoldPass),
-            Action::Pace(rate) => self.command(VmCommand::Pace(rate)),
-            Action::Arm => {
-                self.trace_event("arm");
-                if let Some(capture) = &self.capture {
-                    capture.set_armed(true);
-                    self.command(VmCommand::Arm);
-                }
-            }
-            Action::Disarm => {
-                self.trace_event("disarm");
-                if let Some(capture) = &self.capture {
-                    capture.set_armed(false);
-                    self.era += 1;
-                    self.pass_pages = 0;
-                    self.command(VmCommand::OpenPass(capture.clone()));
-                }
-            }
-            Action::Acknowledge => self.acknowledge(),
-            Action::Throttle(percent) => self.command(VmCommand::Throttle(percent)),
-            Action::Release => {
-                if let Some(capture) = &self.capture {
-                    self.command(VmCommand::Release(capture.clone()));
-                }
-            }
+            steering @ (Action::TriggerPass
+            | Action::OpenPass
+            | Action::HoldPass
+            | Action::Pace(_)
+            | Action::Arm
+            | Action::Disarm
+            | Action::Acknowledge
+            | Action::Throttle(_)
+            | Action::Release
+            | Action::ReleaseToQemu) => self.steer(&steering),
             Action::OpenRelay => {
                 if let Err(error) = self.open_relay().await {
                     self.tell(Input::CaptureFailed(format!("{error:#}")));
-                }
-            }
-            Action::ReleaseToQemu => {
-                if let Some(capture) = &self.capture {
-                    self.command(VmCommand::ReleaseToQemu(capture.clone()));
                 }
             }
             Action::FlushLanes { barrier } => {
@@ -120,6 +93,54 @@ impl Driver {
                 self.trace_event("round");
             }
             Action::Done(_) => {}
+        }
+    }
+
+    /// What QEMU is asked to do during pre-copy.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "only called with what steers QEMU"
+    )]
+    fn steer(&mut self, action: &Action) {
+        match action {
+            Action::TriggerPass => self.command(VmCommand::TriggerPass),
+            Action::OpenPass => {
+                if let Some(capture) = &self.capture {
+                    self.era += 1;
+                    self.command(VmCommand::OpenPass(capture.clone()));
+                }
+            }
+            Action::HoldPass => self.command(VmCommand::HoldPass),
+            Action::Pace(rate) => self.command(VmCommand::Pace(*rate)),
+            Action::Arm => {
+                self.trace_event("arm");
+                if let Some(capture) = &self.capture {
+                    capture.set_armed(true);
+                    self.command(VmCommand::Arm);
+                }
+            }
+            Action::Disarm => {
+                self.trace_event("disarm");
+                if let Some(capture) = &self.capture {
+                    capture.set_armed(false);
+                    self.era += 1;
+                    self.pass_pages = 0;
+                    self.command(VmCommand::OpenPass(capture.clone()));
+                }
+            }
+            Action::Acknowledge => self.acknowledge(),
+            Action::Throttle(percent) => self.command(VmCommand::Throttle(*percent)),
+            Action::Release => {
+                if let Some(capture) = &self.capture {
+                    self.command(VmCommand::Release(capture.clone()));
+                }
+            }
+            Action::ReleaseToQemu => {
+                if let Some(capture) = &self.capture {
+                    self.command(VmCommand::ReleaseToQemu(capture.clone()));
+                }
+            }
+            other => tracing::error!(?other, "does not steer QEMU"),
         }
     }
 

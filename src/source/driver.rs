@@ -115,21 +115,8 @@ pub(super) struct Driver {
 impl Driver {
     /// The machine is ready; nothing is started yet.
     pub(super) fn new(start: Start) -> anyhow::Result<Driver> {
-        let state = start.prepared;
         let now = now();
-        let run_state = if state.was_running {
-            RunState::Running
-        } else {
-            RunState::Paused
-        };
-        let config = Config {
-            attempt: start.peer.agreed.attempt,
-            target_incarnation: start.peer.agreed.peer_incarnation,
-            hold: state.hold,
-            run_state,
-            policy: start.options.policy,
-            epoch: start.entry.epoch,
-        };
+        let config = config(&start);
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (inputs, results) = mpsc::channel(INPUTS_MAX);
         let (vm_commands, commands) = mpsc::channel(COMMANDS_MAX);
@@ -144,7 +131,7 @@ impl Driver {
         tally.predicted = memory.predicted();
         Ok(Driver {
             machine: Source::new(now, config),
-            state,
+            state: start.prepared,
             secret: start.peer.secret,
             peer_name: start.peer.name.clone(),
             memory,
@@ -496,4 +483,21 @@ impl Driver {
 /// Pages that cost bytes.
 fn content_pages(stats: &BatchStats) -> u64 {
     stats.copy.pages + stats.known.pages + stats.delta.pages + stats.literal.pages + stats.raw.pages
+}
+
+/// What the machine must know of this move.
+fn config(start: &Start) -> Config {
+    let run_state = if start.prepared.was_running {
+        RunState::Running
+    } else {
+        RunState::Paused
+    };
+    Config {
+        attempt: start.peer.agreed.attempt,
+        target_incarnation: start.peer.agreed.peer_incarnation,
+        hold: start.prepared.hold,
+        run_state,
+        policy: start.options.policy,
+        epoch: start.entry.epoch,
+    }
 }
