@@ -30,6 +30,8 @@ use crate::waiting::{next, now};
 const COUNT_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a dialer that was probed goes on looking for the real move.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Between two tries of it.
+const DIAL_INTERVAL: Duration = Duration::from_millis(500);
 /// The last words may take this long to be acknowledged.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
@@ -47,9 +49,25 @@ pub(crate) async fn meet(door: &Door, me: &Me, host: &ProbeHost) -> anyhow::Resu
     let mut peer = door.meet(me, Purpose::Migrate).await?;
     while peer.agreed.purpose == Purpose::Probe {
         answer_one(peer, host).await;
-        peer = door.meet_within(me, Purpose::Migrate, PATIENCE).await?;
+        peer = meet_next(door, me, Purpose::Migrate).await?;
     }
     Ok(peer)
+}
+
+/// The next peer. A dialer tries for long: who planned may take his time, and his program is still about
+/// to end.
+async fn meet_next(door: &Door, me: &Me, purpose: Purpose) -> anyhow::Result<Peer> {
+    let deadline = now() + PATIENCE;
+    loop {
+        let left = deadline.saturating_duration_since(now());
+        match door.meet_within(me, purpose, left).await {
+            Err(error) if !door.listens() && !left.is_zero() => {
+                tracing::debug!("the source is not there: {error:#}");
+                tokio::time::sleep(DIAL_INTERVAL).await;
+            }
+            met => return met,
+        }
+    }
 }
 
 /// `receive --probe`: answers probes until it is interrupted.
@@ -72,7 +90,7 @@ pub(crate) async fn answer_all(
     }
     let answering = async {
         loop {
-            let peer = door.meet_within(&me, Purpose::Probe, PATIENCE).await?;
+            let peer = meet_next(&door, &me, Purpose::Probe).await?;
             answer_one(peer, host).await;
         }
     };

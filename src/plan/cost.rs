@@ -18,6 +18,8 @@ use super::link::{TargetSaid, Wanted};
 use super::sample::Sample;
 use super::{index, to_f64};
 
+/// Ranges of the checkpoint that the target is asked for: 128 MiB.
+const RANGES_MAX: usize = 64;
 /// Memory for the index of copies: the whole sample fits.
 const COPIES_BYTES: usize = 1 << 20;
 /// Of the sample's lanes, so many are encoded again at the level that the link asks for.
@@ -37,8 +39,10 @@ pub(crate) struct Costs {
     pub(crate) bytes_per_page: f64,
     /// Pages that cost more than a zero record, of all pages.
     pub(crate) content_share: f64,
-    /// Lane bytes per page that is sent again after it changed.
+    /// Lane bytes per page that is sent again after it changed: one of the broad working set.
     pub(crate) again_bytes_per_page: f64,
+    /// And one that changes all the time.
+    pub(crate) hot_bytes_per_page: f64,
     /// Bytes of pages that one core encodes per second.
     pub(crate) core_bytes_per_s: f64,
     /// zstd level that the link asks for.
@@ -53,6 +57,7 @@ impl Costs {
             content_share: 0.5,
             bytes_per_page: 1024.0,
             again_bytes_per_page: 2048.0,
+            hot_bytes_per_page: 2048.0,
             core_bytes_per_s: 300e6,
             level: LEVEL_FIRST,
             ..Costs::default()
@@ -66,7 +71,7 @@ pub(crate) struct KeptSample {
     replica: ReplicaFile,
     /// Range of the image's layout of each sampled group, where the layouts fit.
     ranges: Vec<Option<u32>>,
-    /// The ranges that are asked for, each once.
+    /// The ranges that are asked for, ascending; each stands for those up to the next.
     asked: Vec<u32>,
 }
 
@@ -79,8 +84,12 @@ impl KeptSample {
             .iter()
             .map(|place| range_of(&layout, &sample.blocks, place.block, place.first))
             .collect();
-        let mut asked: Vec<u32> = ranges.iter().flatten().copied().collect();
-        asked.dedup();
+        let mut all: Vec<u32> = ranges.iter().flatten().copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        // Both sides read all of a range to compare it.
+        let step = all.len().div_ceil(RANGES_MAX).max(1);
+        let asked = all.into_iter().step_by(step).collect();
         KeptSample {
             replica,
             ranges,
@@ -228,7 +237,10 @@ impl Engine {
         for (place, range) in sample.places.iter().zip(&kept.ranges) {
             let first = at;
             at += place.pages;
-            let asked = range.and_then(|range| kept.asked.iter().position(|known| *known == range));
+            let asked = range.and_then(|range| {
+                let behind = kept.asked.partition_point(|asked| *asked <= range);
+                behind.checked_sub(1)
+            });
             if !asked.is_some_and(|asked| said.held.get(asked).copied().unwrap_or(false)) {
                 continue;
             }
@@ -340,14 +352,7 @@ pub(crate) fn costs(
         busy_cores: 0.0,
     });
     let gain = gain(sample, kept, asked, key, level, now)?;
-    // What changed between the looks is sent again, against what was sent before.
-    let is_changed = |page: u32| {
-        let at = index(page) * PAGE_SIZE..(index(page) + 1) * PAGE_SIZE;
-        sample.first[at.clone()] != sample.latest[at]
-    };
-    let latest = Pages(Mutex::new(sample.latest.clone()));
-    let again = engine.walk(&latest, &is_changed, LANES, LEVEL_FIRST, &mut encoders, now)?;
-    let again_pages = again.stats.pages();
+    let again = engine.again(sample, &mut encoders, now)?;
     let fresh = to_f64(stats.frame_bytes) / to_f64(content).max(1.0);
     Ok(Costs {
         zero_share: to_f64(stats.zero.pages) / pages,
@@ -355,14 +360,45 @@ pub(crate) fn costs(
         referred_share: to_f64(stats.known.pages + stats.copy.pages) / pages,
         bytes_per_page: to_f64(stats.frame_bytes) * gain / pages,
         content_share: to_f64(content) / pages,
-        again_bytes_per_page: if again_pages > 0 {
-            to_f64(again.stats.frame_bytes) * gain / to_f64(again_pages)
-        } else {
-            fresh * gain
-        },
+        again_bytes_per_page: again.late.unwrap_or(again.early.unwrap_or(fresh)) * gain,
+        hot_bytes_per_page: again.early.unwrap_or(fresh) * gain,
         core_bytes_per_s,
         level,
     })
+}
+
+/// Bytes per page that is sent again.
+struct Again {
+    /// Of those that had changed at the first look.
+    early: Option<f64>,
+    /// Of those that changed later.
+    late: Option<f64>,
+}
+
+impl Engine {
+    /// Sends what changed between the looks, against what was sent before: first pages that changed late,
+    /// which are of the broad working set.
+    fn again(
+        &self,
+        sample: &Sample,
+        encoders: &mut Vec<LaneEncoder>,
+        now: fn() -> Instant,
+    ) -> anyhow::Result<Again> {
+        let latest = Pages(Mutex::new(sample.latest.clone()));
+        let is_early = |page: u32| sample.is_early.get(index(page)).copied().unwrap_or(false);
+        let is_changed = |page: u32| {
+            let at = index(page) * PAGE_SIZE..(index(page) + 1) * PAGE_SIZE;
+            sample.first[at.clone()] != sample.latest[at]
+        };
+        let mut walk = |chosen: &dyn Fn(u32) -> bool| -> anyhow::Result<Option<f64>> {
+            let walk = self.walk(&latest, chosen, LANES, LEVEL_FIRST, encoders, now)?;
+            let pages = walk.stats.pages();
+            Ok((pages > 0).then(|| to_f64(walk.stats.frame_bytes) / to_f64(pages)))
+        };
+        let late = walk(&|page| is_changed(page) && !is_early(page))?;
+        let early = walk(&|page| is_changed(page) && is_early(page))?;
+        Ok(Again { early, late })
+    }
 }
 
 /// Bytes at a level by those at the first one, from some lanes of a new engine.

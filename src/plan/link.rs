@@ -232,7 +232,7 @@ impl LinkProbe {
     }
 
     fn seen(&self) -> Option<LinkSeen> {
-        let rate = self.meter.rate()?;
+        let rate = self.meter.best()?;
         let link = self.peer.connection.link_sample();
         let mtu = f64::from(link.mtu);
         let ip = |after: u64, before: u64| {

@@ -71,27 +71,38 @@ pub(crate) struct Prediction {
 }
 
 /// From the start to the first page: hellos, QEMU's capabilities, its stream's head, the block list.
-const SETUP_S: f64 = 0.5;
+const SETUP_S: f64 = 0.2;
 /// Round trips of it.
 const SETUP_RTTS: f64 = 5.0;
-/// How fast QEMU's first pass goes through memory, zero pages or not.
-const PASS_PAGES_PER_S: f64 = 250_000.0;
+/// How fast QEMU's first pass goes through memory, zero pages or not, with what was kept of it.
+const PASS_PAGES_PER_S: f64 = 450_000.0;
 /// Part of all cores that encoding may take.
 const CORES_SHARE: f64 = 0.75;
 /// From asking QEMU for its dirty pages to having them.
 const SYNC_S: f64 = 0.15;
+/// Longest time between two looks at what is dirty.
+const RESYNC_MAX_S: f64 = 1.0;
 /// From the last look to the guest's stop: QEMU's window, and what the look itself takes.
 const LAST_LOOK_S: f64 = 0.25;
-/// Part of a stop that does not depend on pages: device state, its load, journals, `cont`.
-const STOP_FIXED_S: f64 = 0.11;
+/// The link goes on in QEMU's window: what it takes then does not wait for the stop.
+const STOP_WINDOW_S: f64 = 0.1;
+/// Where the stop would be longer than asked, the session waits for a better moment and then throttles the
+/// guest: it ends near what was asked.
+const NEAR_ASKED: f64 = 0.9;
+/// Part of a stop that does not depend on what is dirty: device state, its load, journals, `cont`; and for
+/// each page of the guest, of its comparison and of QEMU's bitmaps.
+const STOP_FIXED_S: f64 = 0.02;
+const STOP_PER_PAGE_S: f64 = 0.57e-6;
 const STOP_RTTS: f64 = 1.5;
 /// What the rule of the session takes for that part.
 const POLICY_FIXED_S: f64 = 0.1;
 /// Rounds in a row that do not shrink by a tenth.
 const STUCK_ROUNDS: u32 = 3;
-const ROUNDS_MAX: u32 = 200;
+/// Step of the course, and its longest.
+const STEP_S: f64 = 0.05;
+const STEPS_MAX: u32 = 20_000;
 /// Bytes beside pages: hellos, block list, device state, progress.
-const EXTRA_BYTES: f64 = 150_000.0;
+const EXTRA_BYTES: f64 = 80_000.0;
 /// The widest range: its high end by its low one.
 const WIDEST: f64 = 1.96;
 
@@ -135,63 +146,123 @@ struct Walk {
     converges: Converges,
 }
 
+/// What a page takes: seconds of the link or of the encoder, whichever is longer.
+struct Pace {
+    rate: f64,
+    encoder: f64,
+}
+
+impl Pace {
+    fn seconds(&self, pages: f64, bytes: f64) -> f64 {
+        (bytes / self.rate).max(pages / self.encoder)
+    }
+}
+
 fn walk(inputs: &Inputs) -> Walk {
     let costs = &inputs.costs;
-    let rate = inputs.rate_bytes_per_s.max(1.0);
-    let encoder = inputs.cores * CORES_SHARE * costs.core_bytes_per_s.max(1e6) / 4096.0;
-    let content = inputs.pages_total * costs.content_share;
-    let first_bytes = inputs.pages_total * costs.bytes_per_page;
-    let first_s = (first_bytes / rate)
-        .max(content / encoder)
-        .max(inputs.pages_total / PASS_PAGES_PER_S);
-    let again_s = (costs.again_bytes_per_page / rate).max(1.0 / encoder);
+    let pace = Pace {
+        rate: inputs.rate_bytes_per_s.max(1.0),
+        encoder: inputs.cores * CORES_SHARE * costs.core_bytes_per_s.max(1e6) / 4096.0,
+    };
     let dirtying = &inputs.dirtying;
-    let stop_s =
-        |fixed: f64| dirtying.distinct(LAST_LOOK_S) * again_s + STOP_RTTS * inputs.rtt_s + fixed;
-
-    let mut elapsed_s = SETUP_S + SETUP_RTTS * inputs.rtt_s + first_s;
-    let mut bytes = first_bytes;
-    let mut dirty = behind_the_walk(dirtying, first_s);
-    let (mut rounds, mut stuck, mut least) = (1, 0, f64::INFINITY);
+    let first_bytes = inputs.pages_total * costs.bytes_per_page;
+    let first_s = pace
+        .seconds(inputs.pages_total * costs.content_share, first_bytes)
+        .max(inputs.pages_total / PASS_PAGES_PER_S);
+    let hot_s = |seconds: f64| {
+        let pages = dirtying.hot_in(seconds);
+        pace.seconds(pages, pages * costs.hot_bytes_per_page)
+    };
+    let broad_s = |pages: f64| pace.seconds(pages, pages * costs.again_bytes_per_page);
+    let last_s = hot_s(LAST_LOOK_S) + broad_s(dirtying.broad_in(LAST_LOOK_S));
+    let left_s = (last_s - STOP_WINDOW_S).max(0.0);
+    let asked_s = left_s + STOP_RTTS * inputs.rtt_s + POLICY_FIXED_S;
+    let least_s = STOP_RTTS * inputs.rtt_s + STOP_FIXED_S + STOP_PER_PAGE_S * inputs.pages_total;
+    let stop_s = least_s + left_s;
     let drained_s = 0.1 + inputs.rtt_s;
-    let fits = stop_s(POLICY_FIXED_S) <= inputs.downtime_s;
-    while rounds < ROUNDS_MAX {
-        let round_s = dirty * again_s;
-        rounds += 1;
-        elapsed_s += SYNC_S + round_s;
-        bytes += dirty * costs.again_bytes_per_page;
-        if round_s <= drained_s && fits {
-            break;
-        }
-        stuck = if dirty < 0.9 * least { 0 } else { stuck + 1 };
-        least = least.min(dirty);
-        if stuck >= STUCK_ROUNDS {
-            break;
-        }
-        dirty = next_round(dirtying, dirty, round_s + SYNC_S);
-    }
-    let left_s = if fits {
-        stop_s(STOP_FIXED_S)
-    } else {
-        stop_s(STOP_FIXED_S).max(dirty * again_s)
+    let mut course = Course {
+        waiting: behind_the_walk(dirtying, first_s),
+        unseen: 0.0,
+        elapsed_s: SETUP_S + SETUP_RTTS * inputs.rtt_s + first_s,
+        bytes: first_bytes + dirtying.hot_in(first_s) * costs.hot_bytes_per_page,
+        rounds: 1,
     };
-    let final_pages = if fits {
-        dirtying.distinct(LAST_LOOK_S)
-    } else {
-        dirty
-    };
-    let near = stop_s(POLICY_FIXED_S) / inputs.downtime_s.max(1e-3);
+    let fits = asked_s <= inputs.downtime_s;
+    course.run(inputs, &pace, fits, drained_s);
+    let final_s = stop_s.min((NEAR_ASKED * inputs.downtime_s).max(least_s));
     Walk {
-        total_s: elapsed_s + LAST_LOOK_S + left_s,
-        downtime_s: left_s,
-        needed_s: left_s,
-        lane_bytes: bytes + final_pages * costs.again_bytes_per_page,
-        rounds,
-        converges: match near {
-            near if near > 1.3 => Converges::No,
-            near if near > 0.75 => Converges::Unsure,
+        total_s: course.elapsed_s + LAST_LOOK_S + final_s,
+        downtime_s: final_s,
+        needed_s: stop_s.max(asked_s),
+        lane_bytes: course.bytes
+            + dirtying.hot_in(LAST_LOOK_S) * costs.hot_bytes_per_page
+            + dirtying.broad_in(LAST_LOOK_S) * costs.again_bytes_per_page,
+        rounds: course.rounds,
+        converges: match asked_s / inputs.downtime_s.max(1e-3) {
+            near if near > 1.25 => Converges::No,
+            near if near > 0.9 => Converges::Unsure,
             _ => Converges::Yes,
         },
+    }
+}
+
+/// What waits after the first walk, step by step.
+struct Course {
+    /// Pages that are known to be dirty, and those that the next look will find.
+    waiting: f64,
+    unseen: f64,
+    elapsed_s: f64,
+    bytes: f64,
+    rounds: u32,
+}
+
+impl Course {
+    /// Until what waits is drained and the stop fits, or rounds stop shrinking.
+    fn run(&mut self, inputs: &Inputs, pace: &Pace, fits: bool, drained_s: f64) {
+        let costs = &inputs.costs;
+        let dirtying = &inputs.dirtying;
+        let page_s = pace.seconds(1.0, costs.again_bytes_per_page);
+        let set = dirtying.working_set.max(1e-9);
+        let (mut since_look, mut stuck, mut least) = (0.0, 0, f64::INFINITY);
+        for _ in 0..STEPS_MAX {
+            let drain = self.waiting * page_s;
+            let is_drained = drain <= drained_s;
+            if is_drained && fits {
+                break;
+            }
+            // A look costs the hot pages once more.
+            let every = if is_drained {
+                SYNC_S
+            } else {
+                (drain / 2.0).clamp(SYNC_S, RESYNC_MAX_S)
+            };
+            if since_look >= every {
+                if is_drained {
+                    self.rounds += 1;
+                    stuck = if self.unseen < 0.9 * least {
+                        0
+                    } else {
+                        stuck + 1
+                    };
+                    least = least.min(self.unseen);
+                    if stuck >= STUCK_ROUNDS {
+                        break;
+                    }
+                }
+                self.waiting += std::mem::take(&mut self.unseen);
+                let hot = dirtying.hot_in(since_look);
+                self.bytes += hot * costs.hot_bytes_per_page;
+                self.elapsed_s += pace.seconds(hot, hot * costs.hot_bytes_per_page);
+                since_look = 0.0;
+            }
+            let sent = (STEP_S / page_s).min(self.waiting);
+            let clean = (1.0 - (self.waiting + self.unseen) / set).max(0.0);
+            self.waiting -= sent;
+            self.unseen += dirtying.pages_per_s * clean * STEP_S;
+            self.bytes += sent * costs.again_bytes_per_page;
+            self.elapsed_s += STEP_S;
+            since_look += STEP_S;
+        }
     }
 }
 
@@ -208,23 +279,6 @@ fn behind_the_walk(dirtying: &Dirtying, seconds: f64) -> f64 {
     set * (1.0 + (-turns).exp_m1() / turns)
 }
 
-/// Pages that wait at the end of a round of `seconds` in which `sent` were sent.
-fn next_round(dirtying: &Dirtying, sent: f64, seconds: f64) -> f64 {
-    let set = dirtying.working_set;
-    if set <= 0.0 {
-        return 0.0;
-    }
-    let part = Dirtying {
-        pages_per_s: dirtying.pages_per_s * (sent / set).min(1.0),
-        working_set: sent.min(set),
-    };
-    let rest = Dirtying {
-        pages_per_s: dirtying.pages_per_s - part.pages_per_s,
-        working_set: (set - sent).max(0.0),
-    };
-    behind_the_walk(&part, seconds) + rest.distinct(seconds)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,10 +291,12 @@ mod tests {
                 content_share: 0.5,
                 bytes_per_page: 800.0,
                 again_bytes_per_page: 2_100.0,
+                hot_bytes_per_page: 300.0,
                 core_bytes_per_s: 300e6,
                 ..Costs::default()
             },
             dirtying: Dirtying {
+                hot: 200.0,
                 pages_per_s: 1_000.0,
                 working_set: 65_536.0,
             },
@@ -268,7 +324,8 @@ mod tests {
                 change(&mut less, before);
                 change(&mut more, worse);
                 let (less, more) = (middle(&less), middle(&more));
-                assert!(less.total_ms <= more.total_ms * 1.001, "{less:?} {more:?}");
+                // The rule of the session calls a longer link drained a little earlier.
+                assert!(less.total_ms <= more.total_ms * 1.02, "{less:?} {more:?}");
             };
             check(&|inputs, by| inputs.rate_bytes_per_s /= by);
             check(&|inputs, by| inputs.costs.bytes_per_page *= by);
@@ -295,10 +352,7 @@ mod tests {
     #[test]
     fn a_guest_at_rest() {
         let mut quiet = inputs();
-        quiet.dirtying = Dirtying {
-            pages_per_s: 0.0,
-            working_set: 0.0,
-        };
+        quiet.dirtying = Dirtying::default();
         let seen = predict(&quiet);
         let bytes = 262_144.0 * 800.0;
         assert_eq!(seen.converges, Converges::Yes);
@@ -308,7 +362,7 @@ mod tests {
             "{seen:?}"
         );
         assert!(
-            (180.0..200.0).contains(&seen.middle.downtime_ms),
+            (200.0..260.0).contains(&seen.middle.downtime_ms),
             "{seen:?}"
         );
     }
@@ -321,7 +375,7 @@ mod tests {
         fast.dirtying.pages_per_s = 20_000.0;
         let seen = predict(&fast);
         assert_eq!(seen.converges, Converges::No);
-        assert!(seen.downtime_ms.low > 300, "{seen:?}");
+        assert!(seen.downtime_needed_ms > 400, "{seen:?}");
         fast.downtime_s = 1.5 * seen.downtime_needed_ms as f64 / 1e3;
         assert_eq!(predict(&fast).converges, Converges::Yes);
     }

@@ -76,6 +76,7 @@ struct Guest {
     content_share: Option<f64>,
     /// Lane bytes per page that is sent.
     bytes_per_content_page: Option<f64>,
+    hot_pages: Option<u64>,
     dirty_pages_per_s: Option<f64>,
     working_set_pages: Option<u64>,
     qemu_dirty_bytes_per_s: Option<f64>,
@@ -123,6 +124,7 @@ impl Document {
                     referred_share: seen(costs.referred_share),
                     content_share: seen(costs.content_share),
                     bytes_per_content_page: seen(per_content_page(inputs)),
+                    hot_pages: seen(dirtying.hot).map(to_u64),
                     dirty_pages_per_s: seen(dirtying.pages_per_s),
                     working_set_pages: seen(dirtying.working_set).map(to_u64),
                     qemu_dirty_bytes_per_s: facts.qemu_dirty_bytes_per_s,
@@ -175,7 +177,7 @@ fn assumptions(facts: &Facts, inputs: &Inputs, prediction: &Prediction) -> Vec<S
             prediction.downtime_needed_ms
         )),
         Converges::No => said.push(format!(
-            "the guest dirties memory faster than fits into the downtime: --downtime {} would do, or a faster link, or a guest that does less",
+            "the guest dirties memory faster than fits into the downtime: `send` throttles it until it does, unless --when-stuck says otherwise; --downtime {} would do without",
             prediction.downtime_needed_ms
         )),
     }
@@ -267,8 +269,9 @@ impl Document {
         let set_mib = to_f64(guest.working_set_pages.unwrap_or(0)) / 256.0;
         writeln!(
             f,
-            "               dirties {per_s:.0} pages/s ({:.1} MiB/s) in about {set_mib:.0} MiB",
-            per_s / 256.0
+            "               dirties {per_s:.0} pages/s ({:.1} MiB/s) in about {set_mib:.0} MiB, {} all the time",
+            per_s / 256.0,
+            guest.hot_pages.unwrap_or(0)
         )
     }
 }

@@ -91,8 +91,13 @@ async fn plan(options: Options) -> anyhow::Result<Document> {
         nonce: probe.nonce,
     };
     let looking = look(&vm, options.mapped, &whose, wanted);
-    let (probed, looked) = tokio::join!(probe.run(asked), looking);
-    door.close().await;
+    let probing = async {
+        let probed = probe.run(asked).await;
+        // Nobody shall find this door open who dials for the move.
+        door.close().await;
+        probed
+    };
+    let (probed, looked) = tokio::join!(probing, looking);
     let (link, said) = probed?;
     let rate_bytes_per_s = cap.map_or(link.rate.mean, |cap| link.rate.mean.min(to_f64(cap)));
     let qemu_bytes_per_s = match measures {

@@ -71,6 +71,8 @@ pub(crate) struct Sample {
     /// At the last one.
     pub(crate) latest: Vec<u8>,
     pub(crate) looks: Vec<Look>,
+    /// For each sampled page: the first later look found it changed.
+    pub(crate) is_early: Vec<bool>,
     /// Main RAM is read where QEMU shares it.
     pub(crate) is_mapped: bool,
     began: Instant,
@@ -132,6 +134,7 @@ impl Sample {
                 first: vec![0; bytes],
                 latest: Vec::new(),
                 looks: Vec::new(),
+                is_early: Vec::new(),
                 began: now(),
             };
             read_all(&sample.ram, &sample.places, &mut sample.first)?;
@@ -156,6 +159,13 @@ impl Sample {
             changed_pages += changed;
             changed_groups += u64::from(changed > 0);
             at += bytes;
+        }
+        if self.looks.is_empty() {
+            let pages = self
+                .first
+                .chunks(PAGE_SIZE)
+                .zip(self.latest.chunks(PAGE_SIZE));
+            self.is_early = pages.map(|(before, after)| before != after).collect();
         }
         self.looks.push(Look {
             after,

@@ -136,6 +136,7 @@ pub struct MeasuredRate {
 pub struct LinkMeter {
     began: Option<Instant>,
     marks: VecDeque<(Instant, u64)>,
+    best: Option<MeasuredRate>,
 }
 
 impl LinkMeter {
@@ -163,6 +164,17 @@ impl LinkMeter {
             self.marks.pop_front();
         }
         self.marks.push_back((now, total_bytes));
+        let best = self.best.map_or(0.0, |best| best.mean);
+        if let Some(rate) = self.rate().filter(|rate| rate.mean > best) {
+            self.best = Some(rate);
+        }
+    }
+
+    /// The rate over the best windows so far: a host that was busy with something else for a moment says
+    /// nothing of its link.
+    #[must_use]
+    pub fn best(&self) -> Option<MeasuredRate> {
+        self.best
     }
 
     /// Whether more would tell little more: start-up is over and the last windows agree.
@@ -291,5 +303,19 @@ mod tests {
             3_900..4_100,
         );
         assert!(unsteady.low < 0.7 * unsteady.high, "{unsteady:?}");
+    }
+
+    /// A stall at the end does not hide what the link could do.
+    #[test]
+    fn best_windows() {
+        let start = origin();
+        let mut meter = LinkMeter::default();
+        for step in 0..200_u32 {
+            let now = start + step * Duration::from_millis(20);
+            meter.record(now, u64::from(step.clamp(1, 120)) * 20_000);
+        }
+        let best = meter.best().unwrap();
+        assert!((best.mean / 1e6 - 1.0).abs() < 0.01, "{best:?}");
+        assert!(meter.rate().unwrap().mean < 0.1e6);
     }
 }
