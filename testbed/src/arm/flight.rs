@@ -294,20 +294,20 @@ impl Flight {
     }
 
     /// After the target's RESUME: waits for the source's part, no longer than `limit`; the product's
-    /// report.
+    /// reports.
     ///
     /// # Errors
     /// When an end does not come to its end.
-    pub fn finish(&mut self, sides: &Sides<'_>, limit: Duration) -> anyhow::Result<Option<Value>> {
+    pub fn finish(&mut self, sides: &Sides<'_>, limit: Duration) -> anyhow::Result<Reports> {
         match self {
-            Self::Nothing => Ok(None),
+            Self::Nothing => Ok(Reports::default()),
             Self::Native { .. } => {
                 clock::wait_until("the source's end of the migration", limit, || {
                     native::check(sides.source)?;
                     let status = sides.source.monitor().migration_status()?;
                     Ok((status == "completed").then_some(()))
                 })?;
-                Ok(None)
+                Ok(Reports::default())
             }
             Self::Product { receive, send, .. } => {
                 let send = send.as_mut().context("it was not started")?;
@@ -317,14 +317,37 @@ impl Flight {
                         bail!("it ended with {code}: {}", last_line(running));
                     }
                 }
-                let [(source, _), _] = sides.way.ends(sides.lab);
-                let path = source.outside(&sides.private("product-report.json"));
-                let text = fs::read(&path).context("`send` wrote no report")?;
-                Ok(Some(
-                    serde_json::from_slice(&text).context("the report is no JSON")?,
-                ))
+                let [(source, _), (target, _)] = sides.way.ends(sides.lab);
+                let report = |host: &Host| -> anyhow::Result<Value> {
+                    let path = host.outside(&sides.private("product-report.json"));
+                    let text = fs::read(&path).context("it wrote no report")?;
+                    serde_json::from_slice(&text).context("its report is no JSON")
+                };
+                Ok(Reports {
+                    source: Some(report(source).context("send")?),
+                    target: Some(report(target).context("receive")?),
+                })
             }
         }
+    }
+}
+
+/// The product's own reports of a finished move.
+#[derive(Clone, Debug, Default)]
+pub struct Reports {
+    /// By `send`.
+    pub source: Option<Value>,
+    /// By `receive`.
+    pub target: Option<Value>,
+}
+
+impl Reports {
+    /// Whether pages came after the guest ran at the target.
+    pub fn has_post_copy(&self) -> bool {
+        let reports = [&self.source, &self.target].into_iter().flatten();
+        reports
+            .filter_map(|report| report.get("post_copy"))
+            .any(Value::is_object)
     }
 }
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 
 pub(crate) use flight::TRACE;
-pub use flight::{Asked, Flight, Sides, Way};
+pub use flight::{Asked, Flight, Reports, Sides, Way};
 pub use ssh::Tunnel;
 
 use native::Method;

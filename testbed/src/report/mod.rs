@@ -139,8 +139,11 @@ pub struct MigrationRun {
     /// What the product saw and decided on the way, where it was asked for that.
     #[serde(default)]
     pub trace: Option<Trace>,
-    /// The product's own report.
+    /// The product's own report, by `send`.
     pub report: Option<Value>,
+    /// The same by `receive`.
+    #[serde(default)]
+    pub target_report: Option<Value>,
 }
 
 /// Below this share of its own writes before, a guest was slowed so much that the arm's figures
@@ -174,6 +177,7 @@ pub(crate) fn example() -> MigrationRun {
         pair: None,
         source_cpu: None,
         trace: None,
+        target_report: None,
         report: None,
     }
 }

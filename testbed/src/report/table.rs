@@ -61,6 +61,16 @@ pub fn table(runs: &[MigrationRun]) -> String {
                 run.arm, run.repeat
             ));
         }
+        let post_copy = run
+            .target_report
+            .as_ref()
+            .map(|report| &report["post_copy"]);
+        if let Some(post_copy) = post_copy.filter(|post_copy| post_copy.is_object()) {
+            text.push_str(&format!(
+                "{} {}: post-copy {post_copy}\n",
+                run.arm, run.repeat
+            ));
+        }
         if let Some(reason) = &run.reason {
             text.push_str(&format!("{} {}: {reason}\n", run.arm, run.repeat));
         }

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::cpu::CpuWatch;
 use super::migration::Setting;
 use super::second::Second;
-use crate::arm::{Arm, Flight, Sides};
+use crate::arm::{Arm, Flight, Reports, Sides};
 use crate::clock;
 use crate::report::Outcome;
 
@@ -31,7 +29,7 @@ pub(super) struct Ended {
     pub(super) resumed_us: Option<u64>,
     /// After post-copy: when the last page was there.
     pub(super) completed_us: Option<u64>,
-    pub(super) report: Option<Value>,
+    pub(super) reports: Reports,
 }
 
 impl Ended {
@@ -44,7 +42,7 @@ impl Ended {
             stopped_us: None,
             resumed_us: None,
             completed_us: None,
-            report: None,
+            reports: Reports::default(),
         }
     }
 
@@ -144,13 +142,10 @@ pub(super) fn fly(
     // After post-copy the last pages are still to come.
     let left = limit.saturating_sub(began.elapsed()).max(FINISH_MIN);
     match flight.finish(sides, left) {
-        Ok(report) => {
-            let moved_after = report
-                .as_ref()
-                .is_some_and(|report| report["post_copy"].is_object());
-            ended.report = report;
-            ended.completed_us =
-                (setting.arm.is_qemu_postcopy() || moved_after).then(clock::epoch_us);
+        Ok(reports) => {
+            let is_post_copy = setting.arm.is_qemu_postcopy() || reports.has_post_copy();
+            ended.completed_us = is_post_copy.then(clock::epoch_us);
+            ended.reports = reports;
         }
         Err(error) => ended.reason = Some(format!("it arrived, but: {error:#}")),
     }

@@ -209,7 +209,8 @@ fn figures_of(setting: &Setting<'_>, ended: Ended, seen: Seen, wire: &Wire) -> M
         pair: None,
         source_cpu: None,
         trace: None,
-        report: ended.report,
+        report: ended.reports.source,
+        target_report: ended.reports.target,
     }
 }
 
