@@ -232,7 +232,13 @@ impl LinkProbe {
     }
 
     fn seen(&self) -> Option<LinkSeen> {
-        let rate = self.meter.best()?;
+        let (best, last) = (self.meter.best()?, self.meter.rate()?);
+        // A host that was busy for a moment is slower than its link at the end, and catches up at its best.
+        let rate = MeasuredRate {
+            low: best.low.min(last.low),
+            mean: f64::midpoint(best.mean, last.mean),
+            high: best.high.max(last.high),
+        };
         let link = self.peer.connection.link_sample();
         let mtu = f64::from(link.mtu);
         let ip = |after: u64, before: u64| {
