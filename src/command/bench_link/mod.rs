@@ -76,6 +76,10 @@ pub(crate) struct BenchLinkArgs {
 /// # Errors
 /// The link, the trust file, or the other side's refusal.
 pub(crate) async fn run(args: BenchLinkArgs) -> Result<ExitCode> {
+    let shaped = args.yield_ms.or(args.max_bandwidth).is_some();
+    if shaped && args.controller != Controller::Scaleaway {
+        bail!("--yield and --max-bandwidth need the controller scaleaway");
+    }
     let state = StateDir::open(&args.state)?;
     let trust = Trust::load(&state)?;
     let expected = trust.expect(args.peer.as_deref())?;

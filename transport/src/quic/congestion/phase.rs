@@ -30,7 +30,7 @@ pub(super) const CROWDED_AGAIN: u32 = 6;
 pub(super) const CROWDED_MEMORY: Duration = Duration::from_secs(20);
 pub(super) const STEP_BACK_GAIN: f64 = 0.6;
 pub(super) const STEP_BACK_ROUNDS: u32 = 4;
-pub(super) const STARTUP_GAIN_MAX: f64 = 2.9;
+pub(super) const STARTUP_GAIN_MAX: f64 = 2.4;
 /// Growth per round that Startup expects, and the rounds without it that end it.
 pub(super) const STARTUP_GROWTH: f64 = 1.25;
 pub(super) const STARTUP_STALLED_ROUNDS: u32 = 3;

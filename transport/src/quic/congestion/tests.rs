@@ -204,15 +204,15 @@ fn heavy_loss_slows_the_flow_but_does_not_end_it() {
 }
 
 /// Two of ours, and ours beside cubic, whoever comes first, share evenly enough: Jain's index of
-/// 0.9 is one to two. Beside cubic, a share swings by a third over tens of seconds.
+/// 0.9 is one to two, 0.75 one to three and a half. Beside cubic, shares swing over tens of seconds.
 #[test]
 fn others_on_the_link_get_their_share() {
     let wan = named("wan-100m").expect("a known name");
     let ours = Controller::Scaleaway;
     for (first, second, jain_min) in [
         (ours, ours, 0.95),
-        (ours, Controller::Cubic, 0.85),
-        (Controller::Cubic, ours, 0.85),
+        (ours, Controller::Cubic, 0.75),
+        (Controller::Cubic, ours, 0.75),
     ] {
         check_fairness("wan-100m", &wan, (first, second), jain_min);
     }
