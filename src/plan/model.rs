@@ -71,9 +71,9 @@ pub(crate) struct Prediction {
 }
 
 /// From the start to the first page: hellos, QEMU's capabilities, its stream's head, the block list.
-const SETUP_S: f64 = 0.2;
-/// Round trips of it.
-const SETUP_RTTS: f64 = 5.0;
+const SETUP_S: f64 = 0.35;
+/// Round trips of it, and of finding the link's rate.
+const SETUP_RTTS: f64 = 7.0;
 /// How fast QEMU's first pass goes through memory, zero pages or not, with what was kept of it.
 const PASS_PAGES_PER_S: f64 = 450_000.0;
 /// Part of all cores that encoding may take.
@@ -96,6 +96,9 @@ const STOP_PER_PAGE_S: f64 = 0.48e-6;
 const STOP_RTTS: f64 = 1.5;
 /// What the rule of the session takes for that part.
 const POLICY_FIXED_S: f64 = 0.1;
+/// Where a guest dirties nearly as fast as the link takes it, a small error of either decides: the course
+/// leans to the slow side.
+const LEAN: f64 = 1.05;
 /// Rounds in a row that do not shrink by a tenth.
 const STUCK_ROUNDS: u32 = 3;
 /// Step of the course, and its longest.
@@ -258,7 +261,7 @@ impl Course {
             let sent = (STEP_S / page_s).min(self.waiting);
             let clean = (1.0 - (self.waiting + self.unseen) / set).max(0.0);
             self.waiting -= sent;
-            self.unseen += dirtying.pages_per_s * clean * STEP_S;
+            self.unseen += LEAN * dirtying.pages_per_s * clean * STEP_S;
             self.bytes += sent * costs.again_bytes_per_page;
             self.elapsed_s += STEP_S;
             since_look += STEP_S;
