@@ -21,6 +21,10 @@ const TARGET_ROOT: f64 = 6.0;
 const TARGET_MOST: f64 = 1.6;
 const STARTUP_EXTRA_PACKETS: u64 = 10;
 
+/// Queue that a probe may build, and its least gain all the same.
+const PROBE_QUEUE: Duration = Duration::from_micros(4_500);
+const PROBE_LEAST: f64 = 1.05;
+
 impl Machine {
     /// Queue that the operator allows; `None` in mode fill.
     pub(super) fn budget(&self) -> Option<Duration> {
@@ -96,6 +100,12 @@ impl Machine {
         scaled(mtu, root * packets.sqrt()) + CRUISE_EXTRA_PACKETS * mtu
     }
 
+    /// Greatest gain of a probe that follows no other: on long paths a tenth is much of a queue.
+    fn probe_max(&self) -> f64 {
+        let base = self.path.base().unwrap_or_default().max(PROBE_QUEUE);
+        (1.0 + PROBE_QUEUE.as_secs_f64() / base.as_secs_f64()).max(PROBE_LEAST)
+    }
+
     /// Is the operator's cap what limits the rate?
     pub(super) fn is_capped(&self) -> bool {
         self.shaped_window()
@@ -117,7 +127,7 @@ impl Machine {
                 position, boost, ..
             } => {
                 let boost = if position <= PROBE_END { boost } else { 0.0 };
-                let gain = self.gains()[position] + boost;
+                let gain = self.gains()[position].min(self.probe_max()) + boost;
                 let paced = scaled(self.path.bdp()?, gain * self.trim);
                 paced + self.extra(paced)
             }
