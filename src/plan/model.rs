@@ -92,9 +92,11 @@ const NEAR_ASKED: f64 = 0.9;
 /// Part of a stop that does not depend on what is dirty: device state, its load, journals, `cont`; and for
 /// each page of the guest, of its comparison and of QEMU's bitmaps.
 const STOP_FIXED_S: f64 = 0.02;
-const STOP_PER_PAGE_S: f64 = 0.48e-6;
-const STOP_RTTS: f64 = 1.5;
-/// What the rule of the session takes for that part.
+const STOP_PER_PAGE_S: f64 = 0.53e-6;
+/// Of one and a half round trips a part passes while something else is done.
+const STOP_RTTS: f64 = 1.1;
+/// What the rule of the session takes for both.
+const POLICY_RTTS: f64 = 1.5;
 const POLICY_FIXED_S: f64 = 0.1;
 /// Where a guest dirties nearly as fast as the link takes it, a small error of either decides: the course
 /// leans to the slow side.
@@ -179,7 +181,7 @@ fn walk(inputs: &Inputs) -> Walk {
     let broad_s = |pages: f64| pace.seconds(pages, pages * costs.again_bytes_per_page);
     let last_s = hot_s(LAST_LOOK_S) + broad_s(dirtying.broad_in(LAST_LOOK_S));
     let left_s = (last_s - STOP_WINDOW_S).max(0.0);
-    let asked_s = left_s + STOP_RTTS * inputs.rtt_s + POLICY_FIXED_S;
+    let asked_s = left_s + POLICY_RTTS * inputs.rtt_s + POLICY_FIXED_S;
     let least_s = STOP_RTTS * inputs.rtt_s + STOP_FIXED_S + STOP_PER_PAGE_S * inputs.pages_total;
     let stop_s = least_s + left_s;
     let drained_s = 0.1 + inputs.rtt_s;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testbed::guest::Machine;
 use testbed::pair::Pair;
 use testbed::product::Running;
@@ -69,6 +69,7 @@ fn a_plan_and_then_the_move() -> anyhow::Result<()> {
 }
 
 /// A host without a QEMU answers probes, whoever dials; a guest that is sent there stays, and is told why.
+/// What earlier moves teach is used, and said.
 #[test]
 fn a_target_that_only_answers() -> anyhow::Result<()> {
     if !can_run()? {
@@ -110,8 +111,33 @@ fn a_target_that_only_answers() -> anyhow::Result<()> {
     assert_eq!(pair.source.monitor().run_state()?, "running");
     let mut plan = start_plan(&pair, &["--to", &address])?;
     assert_eq!(plan.wait(PLAN_MAX)?, 0, "{}", plan.output());
-    assert!(plan.output().contains("Assumed:"), "{}", plan.output());
+    assert!(
+        plan.output().contains("no earlier move to learn from"),
+        "{}",
+        plan.output()
+    );
+    teach(&pair)?;
+    let mut plan = start_plan(&pair, &["--to", &address])?;
+    assert_eq!(plan.wait(PLAN_MAX)?, 0, "{}", plan.output());
+    assert!(
+        plan.output().contains("corrected by 3 earlier moves"),
+        "{}",
+        plan.output()
+    );
     Ok(())
+}
+
+/// Three moves that took twice as long as was predicted.
+fn teach(pair: &Pair) -> anyhow::Result<()> {
+    let record = json!({
+        "time_s": 1, "vm": "vm", "peer": pair.client.fingerprint()?, "rate_bps": null, "rtt_min_ms": null,
+        "pages_total": null, "wire_bytes": 1000, "total_ms": 2000, "downtime_ms": 100,
+        "predicted": { "total_ms": 1000.0, "downtime_ms": 100.0, "wire_bytes": 1000.0 },
+    });
+    let folder = pair.file("cloud-state/history");
+    std::fs::create_dir_all(&folder)?;
+    let moves = format!("{record}\n").repeat(3);
+    Ok(std::fs::write(folder.join("moves.jsonl"), moves)?)
 }
 
 fn start_plan(pair: &Pair, words: &[&str]) -> anyhow::Result<Running> {
