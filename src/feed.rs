@@ -5,6 +5,8 @@
 //! lanes -Feed (bounded)-> writer -unix-> target QEMU -return path-> Fed to the session
 //! ```
 //!
+//! In post-copy each page is fed once: the set of lacking pages says whether it still is.
+//!
 //! A page counts as applied when it is in QEMU's socket; a barrier when QEMU has consumed
 //! everything before it (it answers an in-stream PING).
 
@@ -15,19 +17,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
-use qemu_glue::stream::{Command, PAGE_SIZE, Phase, RamBlock, WriteError, Writer, return_path};
+use qemu_glue::stream::{
+    Command, PAGE_SIZE, Phase, RamBlock, WriteError, Writer, devices_of, return_path,
+};
 use tokio::sync::mpsc;
-use transport::block::{BlockSpec, LANES, PageAddress, Replica, Sink};
+use transport::block::{AbsentPages, BlockSpec, LANES, PageAddress, Replica, Sink};
 use transport::quic::driver::LaneSink;
 use transport::wire::tail;
 
+use crate::faults::Faults;
 use crate::mapped::TargetMemory;
 use crate::shared::Shared;
+use crate::waiting::now;
 
 /// Decoded batches that wait for QEMU: each at most 256 KiB of pages, so at most 4 MiB.
 const WAITING_MAX: usize = 16;
 /// Number of our ram section: QEMU's own sections count from 0, so it meets none of them.
 const SECTION_ID: u32 = 0x7fff_0000;
+/// Ping inside of the package: the devices are loaded. Barriers count from 1 and stay below.
+const PACKAGE_PING: u32 = u32::MAX;
 /// Events that may wait for the session.
 const EVENTS_MAX: usize = 64;
 
@@ -38,6 +46,14 @@ pub(crate) enum Fed {
     Barrier(u32),
     /// QEMU says that it has loaded everything.
     Loaded,
+    /// Post-copy: QEMU has loaded the devices and takes pages while the guest runs.
+    Listening,
+    /// Post-copy: QEMU waits for these bytes of a block (or of the one that it named last).
+    Wanted {
+        block: Option<Vec<u8>>,
+        start: u64,
+        length: u32,
+    },
     /// QEMU closed, or said that it failed, or the stream could not be written.
     Failed(String),
 }
@@ -54,8 +70,21 @@ enum Feed {
         barrier: u32,
     },
     Tail(Vec<(Bytes, u32)>),
+    Package {
+        pieces: Vec<(Bytes, u32)>,
+        filling: Filling,
+    },
+    /// A page that the source never announced, and that the guest waits for.
+    Never(PageAddress),
     /// Bytes of a relayed stream, as they are.
     Raw(Bytes),
+}
+
+/// What is still lacking when the guest may run.
+#[derive(Debug, Clone)]
+pub(crate) struct Filling {
+    pub(crate) absent: Arc<AbsentPages>,
+    pub(crate) faults: Arc<Faults>,
 }
 
 /// Pages of one batch, decoded.
@@ -127,6 +156,7 @@ impl Feeder {
         mut socket: UnixStream,
         head: &[u8],
         blocks: &[BlockSpec],
+        post_copy: bool,
     ) -> anyhow::Result<(Feeder, mpsc::Receiver<Fed>)> {
         let blocks: Vec<RamBlock> = blocks
             .iter()
@@ -138,6 +168,10 @@ impl Feeder {
         let mut writer = Writer::new();
         writer.head(head)?;
         writer.command(Command::OpenReturnPath)?;
+        if post_copy {
+            // It erases RAM, so it stands before all pages, and nothing is written beside the stream.
+            writer.postcopy_advise()?;
+        }
         writer.ram_start(SECTION_ID, &blocks)?;
         writer.ram_end()?;
         socket.write_all(&writer.take())?;
@@ -162,6 +196,8 @@ impl Feeder {
             applied: applied.clone(),
             marks: [0; LANES],
             reached: 0,
+            filling: None,
+            has_ended: false,
         };
         let failed = events.clone();
         std::thread::Builder::new()
@@ -207,6 +243,32 @@ impl Feeder {
         self.queue
             .send(Feed::Tail(pieces))
             .map_err(|_| anyhow::anyhow!("target QEMU's stream has ended"))
+    }
+
+    /// Throws away what QEMU has of the lacking pages, gives it the device state and lets it run (or
+    /// be paused, as it was told before). From here on only lacking pages are fed, each once.
+    pub(crate) fn package(
+        &self,
+        pieces: Vec<(Bytes, u32)>,
+        filling: Filling,
+    ) -> anyhow::Result<()> {
+        self.queue
+            .send(Feed::Package { pieces, filling })
+            .map_err(|_| anyhow::anyhow!("target QEMU's stream has ended"))
+    }
+
+    /// The guest waits for a page that the source never announced: it is zero.
+    pub(crate) fn never_announced(&self, at: PageAddress) -> anyhow::Result<()> {
+        self.queue
+            .send(Feed::Never(at))
+            .map_err(|_| anyhow::anyhow!("target QEMU's stream has ended"))
+    }
+
+    /// The lanes begin anew on another connection, and so does what counts as applied.
+    pub(crate) fn begin_again(&self) {
+        for lane in self.applied.iter() {
+            lane.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Closes the socket to QEMU.
@@ -348,6 +410,9 @@ struct FeedThread {
     /// The latest barrier of each lane, and the latest that all have reached.
     marks: [u32; LANES],
     reached: u32,
+    /// Post-copy: the guest may run.
+    filling: Option<Filling>,
+    has_ended: bool,
 }
 
 impl FeedThread {
@@ -359,11 +424,16 @@ impl FeedThread {
                     batch,
                     wire_bytes,
                 } => {
-                    self.batch(&batch)?;
+                    match self.filling.clone() {
+                        Some(filling) => self.fill(&filling, &batch)?,
+                        None => self.batch(&batch)?,
+                    }
                     self.applied[lane].fetch_add(wire_bytes, Ordering::Relaxed);
                 }
                 Feed::Mark { lane, barrier } => self.mark(lane, barrier)?,
                 Feed::Tail(pieces) => self.tail(&pieces)?,
+                Feed::Package { pieces, filling } => self.package(&pieces, filling)?,
+                Feed::Never(at) => self.never(at)?,
                 Feed::Raw(bytes) => self.socket.write_all(&bytes)?,
             }
         }
@@ -384,6 +454,78 @@ impl FeedThread {
         self.write_out()
     }
 
+    /// Feeds what is lacking of a batch; the last page ends the stream.
+    fn fill(&mut self, filling: &Filling, batch: &Batch) -> Result<(), FeedError> {
+        if self.has_ended {
+            return Ok(());
+        }
+        let mut waited = Vec::new();
+        let mut arrives = |at| match filling.absent.arrive(at) {
+            None => false,
+            Some(was_asked) => {
+                waited.extend(was_asked.then_some(at));
+                true
+            }
+        };
+        self.writer.ram_begin(Phase::Iterate)?;
+        for (first, count) in &batch.zeros {
+            for page in first.page..first.page + count {
+                if arrives(PageAddress { page, ..*first }) {
+                    self.writer.zero(first.block.0, page)?;
+                }
+            }
+        }
+        for (at, content) in batch.pages.iter().zip(batch.contents.as_chunks().0) {
+            if arrives(*at) {
+                self.writer.page(at.block.0, at.page, content)?;
+            }
+        }
+        self.writer.ram_end()?;
+        self.write_out()?;
+        for at in waited {
+            filling.faults.end(at, now());
+        }
+        self.end_filled(filling)
+    }
+
+    fn end_filled(&mut self, filling: &Filling) -> Result<(), FeedError> {
+        if filling.absent.left() == 0 {
+            self.has_ended = true;
+            self.writer.postcopy_end()?;
+            self.write_out()?;
+        }
+        Ok(())
+    }
+
+    fn never(&mut self, at: PageAddress) -> Result<(), FeedError> {
+        if self.has_ended {
+            return Ok(());
+        }
+        self.writer.ram_begin(Phase::Iterate)?;
+        self.writer.zero(at.block.0, at.page)?;
+        self.writer.ram_end()?;
+        self.write_out()
+    }
+
+    fn package(&mut self, pieces: &[(Bytes, u32)], filling: Filling) -> Result<(), FeedError> {
+        let mut tail = Vec::new();
+        for (data, raw_len) in pieces {
+            tail.extend(unpack(data, *raw_len)?);
+        }
+        let devices = devices_of(&tail);
+        let devices = devices.ok_or_else(|| std::io::Error::other("device state has no end"))?;
+        for block in 0..self.writer.blocks().len() {
+            let runs = filling.absent.runs(block);
+            let block = u16::try_from(block).map_err(std::io::Error::other)?;
+            self.writer.postcopy_discard(block, &runs)?;
+        }
+        self.writer.postcopy_package(devices, PACKAGE_PING)?;
+        self.write_out()?;
+        self.end_filled(&filling)?;
+        self.filling = Some(filling);
+        Ok(())
+    }
+
     /// When the last lane reaches a barrier QEMU is asked to say so in its turn. A lane may leave
     /// out one that a later one has replaced.
     fn mark(&mut self, lane: usize, barrier: u32) -> Result<(), FeedError> {
@@ -401,9 +543,7 @@ impl FeedThread {
         self.writer.ram_begin(Phase::Complete)?;
         self.writer.ram_end()?;
         for (data, raw_len) in pieces {
-            let raw = tail::unpack(data, *raw_len)
-                .map_err(|error| std::io::Error::other(error.to_string()))?;
-            self.writer.relayed(&raw)?;
+            self.writer.relayed(&unpack(data, *raw_len)?)?;
         }
         self.write_out()
     }
@@ -412,6 +552,10 @@ impl FeedThread {
         self.socket.write_all(&self.writer.take())?;
         Ok(())
     }
+}
+
+fn unpack(data: &[u8], raw_len: u32) -> std::io::Result<Vec<u8>> {
+    tail::unpack(data, raw_len).map_err(|error| std::io::Error::other(error.to_string()))
 }
 
 fn read_return_path(mut socket: UnixStream, events: &mpsc::Sender<Fed>) {
@@ -425,7 +569,7 @@ fn read_return_path(mut socket: UnixStream, events: &mpsc::Sender<Fed>) {
             Ok(0) if loaded => return,
             Ok(0) => Some("target QEMU closed its stream".to_owned()),
             Ok(count) => parser
-                .push(&buffer[..count], &mut |message| told.extend(fed(&message)))
+                .push(&buffer[..count], &mut |message| told.extend(fed(message)))
                 .err()
                 .map(|error| error.to_string()),
             Err(error) => Some(format!("target QEMU's return path: {error}")),
@@ -445,16 +589,26 @@ fn read_return_path(mut socket: UnixStream, events: &mpsc::Sender<Fed>) {
 }
 
 /// S4: what target QEMU says stays here; the source's QEMU hears only what the session decides.
-fn fed(message: &return_path::Message) -> Option<Fed> {
+fn fed(message: return_path::Message) -> Option<Fed> {
     match message {
-        return_path::Message::Pong(barrier) => Some(Fed::Barrier(*barrier)),
+        return_path::Message::Pong(PACKAGE_PING) => Some(Fed::Listening),
+        return_path::Message::Pong(barrier) => Some(Fed::Barrier(barrier)),
         return_path::Message::Shut(0) => Some(Fed::Loaded),
         return_path::Message::Shut(code) => Some(Fed::Failed(format!(
             "target QEMU could not load the guest (SHUT {code})"
         ))),
         return_path::Message::SwitchoverAck => None,
-        return_path::Message::RequestPages { .. } => Some(Fed::Failed(
-            "target QEMU asks for pages outside of post-copy".into(),
-        )),
+        return_path::Message::RequestPages {
+            block,
+            start,
+            length,
+        } => Some(Fed::Wanted {
+            block,
+            start,
+            length,
+        }),
+        return_path::Message::Bitmap { .. } | return_path::Message::ResumeAck => {
+            Some(Fed::Failed("target QEMU speaks of a recovery".into()))
+        }
     }
 }

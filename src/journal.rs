@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use qemu_glue::qmp::ProcessId;
 use serde::{Deserialize, Serialize};
+use transport::block::Layout;
 use transport::wire::{self, Verdict};
 
 use crate::peer::{Me, Peer};
@@ -47,6 +48,10 @@ pub(crate) enum Step {
     Refused { reason: String },
     /// Target: its QEMU is dead and never ran the guest.
     NeverRan { reason: String },
+    /// Target: the guest runs here, and pages of it are at the source.
+    Filling { blocks: Vec<(String, u32)> },
+    /// Source: the guest is at the target, and pages of it are here.
+    Holding { blocks: Vec<(String, u32)> },
     /// Target: the guest runs here.
     Running,
     /// The guest is here.
@@ -87,6 +92,8 @@ impl Step {
             Step::Committed { .. } => "committed",
             Step::Refused { .. } => "refused",
             Step::NeverRan { .. } => "never-ran",
+            Step::Filling { .. } => "filling",
+            Step::Holding { .. } => "holding",
             Step::Running => "running",
             Step::SettledHere { .. } => "settled-here",
             Step::SettledThere { .. } => "settled-there",
@@ -98,7 +105,8 @@ impl Entry {
     /// What this entry proves to the other side.
     pub(crate) fn verdict(&self) -> Verdict {
         match (&self.step, self.role) {
-            (Step::Intent { .. }, _) => Verdict::Unknown,
+            (Step::Intent { .. } | Step::Holding { .. }, _) => Verdict::Unknown,
+            (Step::Filling { .. }, _) => Verdict::Running,
             (Step::Committed { .. }, _) => Verdict::Committed,
             (Step::Refused { .. }, _) => Verdict::Refused,
             (Step::NeverRan { .. }, _) => Verdict::NeverRan,
@@ -121,7 +129,11 @@ impl Entry {
             | Step::NeverRan { .. }
             // The guest is here; the source may still come and ask.
             | Step::Running => true,
-            Step::Started | Step::Intent { .. } | Step::Committed { .. } => false,
+            Step::Started
+            | Step::Intent { .. }
+            | Step::Committed { .. }
+            | Step::Filling { .. }
+            | Step::Holding { .. } => false,
         }
     }
 }
@@ -167,6 +179,14 @@ pub(crate) fn refuse_unsettled(journal: &Journal) -> anyhow::Result<()> {
         ),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Block names and pages, so that a later process knows the image again.
+pub(crate) fn block_list(layout: &Layout) -> Vec<(String, u32)> {
+    let blocks = layout.blocks().iter();
+    blocks
+        .map(|block| (block.name.clone(), block.pages))
+        .collect()
 }
 
 /// Lower-case hex.

@@ -10,6 +10,7 @@ mod cli;
 mod command;
 mod control;
 mod fault;
+mod faults;
 mod feed;
 mod hook;
 mod journal;

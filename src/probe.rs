@@ -268,6 +268,7 @@ impl<'a> Probe<'a> {
             (self.answering, self.answers) = (Some(answering), Some(answers));
         }
         let offer = Offer {
+            post_copy: false,
             readable: true,
             known_pages,
         };

@@ -13,6 +13,8 @@ pub(crate) struct Snapshot {
     pub(crate) round: usize,
     /// Pages announced and not sent (source), or null.
     pub(crate) left_pages: Option<u64>,
+    /// Pages that the guest waited for, in post-copy.
+    pub(crate) faults: Option<u64>,
     /// Estimated bytes on the link for them.
     pub(crate) left_bytes: Option<u64>,
     /// Lane bytes so far.
@@ -100,6 +102,10 @@ pub(crate) fn say(text: &str) {
 }
 
 fn line(snapshot: &Snapshot) -> String {
+    if let ("post-copy", Some(left)) = (snapshot.phase, snapshot.left_pages) {
+        let faults = snapshot.faults.unwrap_or(0);
+        return format!("post-copy: {left} pages left, {faults} faults");
+    }
     let mut parts = vec![snapshot.phase.to_owned()];
     if snapshot.round > 0 {
         parts.push(format!("round {}", snapshot.round));
@@ -156,6 +162,7 @@ mod tests {
                 phase: "precopy",
                 round: 1,
                 left_pages: None,
+                faults: None,
                 left_bytes: None,
                 done_bytes: 0,
                 rate_bps: None,

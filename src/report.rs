@@ -8,6 +8,7 @@ use serde::Serialize;
 use transport::block::BatchStats;
 use transport::session::Outcome;
 
+use crate::faults::PostCopyReport;
 use crate::plan::noted::Predicted;
 
 /// One JSON document.
@@ -35,6 +36,7 @@ pub(crate) struct Report {
     pub(crate) levels: Option<Vec<i32>>,
     /// What `plan` said shortly before.
     pub(crate) predicted: Option<Predicted>,
+    pub(crate) post_copy: Option<PostCopyReport>,
 }
 
 /// Length of one phase.

@@ -74,6 +74,10 @@ impl Settling {
                 Word::There
             }
             (Step::Intent { .. }, _) => return self.in_doubt(word, other_is_dead).await,
+            (Step::Filling { .. }, _) => bail!(
+                "the guest runs here and lacks pages that only the other host has: use --listen or --to"
+            ),
+            (Step::Holding { .. }, _) => return self.stop_holding(word, other_is_dead).await,
         };
         if let (Step::Committed { .. }, Some(Word::There), true) = (&step, word, other_is_dead)
             && self.qemu().await?.is_none()
@@ -135,6 +139,20 @@ impl Settling {
         }
     }
 
+    /// The guest runs at the peer and lacks pages that are here.
+    async fn stop_holding(
+        &mut self,
+        word: Option<Word>,
+        other_is_dead: bool,
+    ) -> anyhow::Result<Option<&'static str>> {
+        ensure!(
+            word == Some(Word::There) && other_is_dead,
+            "the guest runs at the peer and needs pages of the copy here: use --listen or --to, or \
+             --there --i-know-the-other-is-dead to throw them away"
+        );
+        self.give_up("the operator's word").await.map(Some)
+    }
+
     /// With the other host: the source asks, the target answers, both close their journals.
     pub(crate) async fn with_peer(
         &mut self,
@@ -175,6 +193,8 @@ impl Settling {
             // Its receive may have died between the word and the end of QEMU: no copy survives (S3).
             Step::Refused { .. } | Step::NeverRan { .. } => self.end_qemu().await,
             Step::Intent { .. }
+            | Step::Filling { .. }
+            | Step::Holding { .. }
             | Step::Running
             | Step::SettledHere { .. }
             | Step::SettledThere { .. } => Ok(()),

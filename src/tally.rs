@@ -7,6 +7,7 @@ use transport::quic::LinkSample;
 use transport::session::Outcome;
 use transport::session::source::Round;
 
+use crate::faults::PostCopyReport;
 use crate::journal::hex;
 use crate::plan::noted::Predicted;
 use crate::report::{
@@ -41,6 +42,7 @@ pub(crate) struct Tally {
     pub(crate) mapped: bool,
     /// What `plan` said shortly before.
     pub(crate) predicted: Option<Predicted>,
+    pub(crate) post_copy: Option<PostCopyReport>,
 }
 
 impl Tally {
@@ -61,6 +63,7 @@ impl Tally {
             levels: Vec::new(),
             mapped: false,
             predicted: None,
+            post_copy: None,
         }
     }
 
@@ -169,6 +172,7 @@ impl Tally {
             root: self.root.map(|root| hex(&root.0)),
             levels: (!self.levels.is_empty()).then(|| self.levels.clone()),
             predicted: self.predicted,
+            post_copy: self.post_copy,
             phases: self.phases.finish(now),
         }
     }

@@ -294,15 +294,38 @@ impl Vm {
         Ok(())
     }
 
-    /// Stops the target (acts like `-S`, S3), compares machine and memory, opens the incoming side.
+    /// Stops the target (acts like `-S`, S3), compares machine and memory, opens the incoming side, for
+    /// post-copy where that is wished and QEMU can. Returns whether it is.
     pub(crate) async fn prepare_target(
         &self,
         head: &[u8],
         blocks: &[BlockSpec],
         socket: &Path,
-    ) -> anyhow::Result<()> {
+        post_copy: bool,
+    ) -> anyhow::Result<bool> {
         self.compare(head, blocks).await?;
-        self.open_incoming(socket).await
+        self.qmp.stop().await?;
+        let post_copy = post_copy && self.allow_post_copy().await?;
+        self.open_incoming(socket).await?;
+        Ok(post_copy)
+    }
+
+    /// Post-copy needs the right to watch QEMU's memory, and pages of one size; QEMU says so itself.
+    async fn allow_post_copy(&self) -> anyhow::Result<bool> {
+        let blocks = self.qmp.ram_blocks().await?;
+        if blocks
+            .iter()
+            .any(|block| block.page_size_bytes != PAGE_SIZE as u64)
+        {
+            tracing::warn!("no post-copy: guest RAM has large pages");
+            return Ok(false);
+        }
+        let wanted = [(Capability::PostcopyRam, true)];
+        let set = self.qmp.migrate_set_capabilities(&wanted).await;
+        if let Err(error) = &set {
+            tracing::warn!("no post-copy: {error}");
+        }
+        Ok(set.is_ok())
     }
 
     /// Stops the target and opens its incoming side.
@@ -353,8 +376,8 @@ impl Vm {
         Ok(())
     }
 
-    /// `paused` and `completed`, read from QEMU (S3).
-    pub(crate) async fn check_loaded(&self) -> Result<(), String> {
+    /// `paused` and `completed`, read from QEMU (S3); in post-copy pages may be lacking.
+    pub(crate) async fn check_loaded(&self, post_copy: bool) -> Result<(), String> {
         let info = self
             .qmp
             .query_migrate()
@@ -365,7 +388,8 @@ impl Vm {
             .query_status()
             .await
             .map_err(|error| error.to_string())?;
-        if info.status != MigrationStatus::Completed {
+        let lacks_pages = post_copy && info.status == MigrationStatus::PostcopyActive;
+        if info.status != MigrationStatus::Completed && !lacks_pages {
             return Err(format!("target QEMU's load is {}", info.status));
         }
         if status.running || status.status == RunState::InMigrate {
@@ -375,12 +399,26 @@ impl Vm {
     }
 
     /// Waits until the load is complete and the guest is paused.
-    pub(crate) async fn wait_loaded(&self) -> Result<(), String> {
+    pub(crate) async fn wait_loaded(&self, post_copy: bool) -> Result<(), String> {
         let mut last = String::new();
         for _ in 0..2000 {
-            match self.check_loaded().await {
+            match self.check_loaded(post_copy).await {
                 Ok(()) => return Ok(()),
                 Err(detail) => last = detail,
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Err(last)
+    }
+
+    /// Waits until QEMU says that it has every page.
+    pub(crate) async fn wait_filled(&self) -> Result<(), String> {
+        let mut last = String::new();
+        for _ in 0..2000 {
+            match self.qmp.query_migrate().await {
+                Ok(info) if info.status == MigrationStatus::Completed => return Ok(()),
+                Ok(info) => last = format!("target QEMU's load is {}", info.status),
+                Err(error) => last = error.to_string(),
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

@@ -80,9 +80,6 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
         (None, Some(address)) => Way::Listen(address),
         (None, None) => anyhow::bail!("give --to HOST:PORT or --listen ADDR:PORT"),
     };
-    if args.when_stuck == WhenStuck::PostCopy {
-        anyhow::bail!("--when-stuck post-copy is not built yet: use force");
-    }
     let session = args.session;
     let done = source::run(Options {
         state: StateDir::open(&session.state)?,

@@ -85,7 +85,8 @@ fn standing(entry: &Entry) -> Standing {
 fn place(entry: &Entry) -> &'static str {
     match (&entry.step, entry.role) {
         (Step::Started, Role::Source) | (Step::SettledHere { .. } | Step::Running, _) => "here",
-        (Step::Committed { .. }, _) => "here",
+        (Step::Committed { .. } | Step::Filling { .. }, _) => "here",
+        (Step::Holding { .. }, _) => "there",
         (Step::Started, Role::Target)
         | (Step::Refused { .. } | Step::NeverRan { .. } | Step::SettledThere { .. }, _) => "there",
         (Step::Intent { .. }, _) => "doubt",
@@ -109,6 +110,16 @@ fn advice(entry: &Entry) -> String {
         ),
         (Step::Committed { .. }, _) => format!(
             "Commit was accepted and its `receive` died: `scaleaway resolve {vm} --here` runs the guest"
+        ),
+        (Step::Filling { .. }, _) => format!(
+            "the guest runs here and waits for pages that the other host holds: run `scaleaway \
+             resolve {vm} --listen ADDR:PORT` on one host and `scaleaway resolve {vm} --to HOST:PORT` \
+             on the other"
+        ),
+        (Step::Holding { .. }, _) => format!(
+            "the guest runs at the peer and needs pages of this QEMU, which must not end: run \
+             `scaleaway resolve {vm} --listen ADDR:PORT` on one host and `scaleaway resolve {vm} --to \
+             HOST:PORT` on the other"
         ),
         _ => format!("`scaleaway resolve {vm}`"),
     }

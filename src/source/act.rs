@@ -21,7 +21,7 @@ use super::driver::Driver;
 use crate::capture::Capture;
 use crate::control::socket_path;
 use crate::fault;
-use crate::journal::{Step, hex};
+use crate::journal::{Step, block_list, hex};
 use crate::mapped;
 use crate::peer::{meet_again, send_frame};
 use crate::prove;
@@ -71,6 +71,17 @@ impl Driver {
             Action::FlushLanes { barrier } => {
                 if let Some(lanes) = &self.lanes {
                     lanes.flush(barrier);
+                }
+            }
+            Action::HoldLanes => {
+                self.holds_lanes = true;
+                if let Some(lanes) = &self.lanes {
+                    lanes.hold();
+                }
+            }
+            Action::Push => {
+                if let Some(lanes) = &self.lanes {
+                    lanes.resume();
                 }
             }
             Action::Prove(verify) => self.prove(verify),
@@ -184,7 +195,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn open_lanes(&mut self, basis: Bytes, offer: Offer) -> anyhow::Result<()> {
+    pub(super) async fn open_lanes(&mut self, basis: Bytes, offer: Offer) -> anyhow::Result<()> {
         let (Some(peer), Some(image)) = (&self.peer, &self.image) else {
             return Ok(());
         };
@@ -320,6 +331,12 @@ impl Driver {
                     target_incarnation: *target_incarnation,
                 }
             }
+            Mark::Holding => Step::Holding {
+                blocks: self
+                    .image
+                    .as_ref()
+                    .map_or(Vec::new(), |image| block_list(&image.layout)),
+            },
             Mark::Settled(Outcome::Arrived) => Step::SettledThere {
                 reason: "arrived".into(),
             },
@@ -488,6 +505,7 @@ fn phase_name(phase: Phase) -> &'static str {
         Phase::Load => "load",
         Phase::Complete => "complete",
         Phase::Commit => "commit",
+        Phase::PostCopy => "post-copy",
         Phase::Settle => "settle",
     }
 }

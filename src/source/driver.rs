@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qemu_glue::qmp::{Event, EventKind, EventReceiver, MigrationStatus};
 use tokio::sync::{Notify, mpsc};
-use transport::block::BatchStats;
+use transport::block::{AbsentPages, BatchStats};
 use transport::quic::driver::{LaneEvent, Questions, SourceLanes, Workers};
 use transport::session::source::{Action, Config, Input, Sample, Source};
 use transport::session::{Outcome, VmMigration, WhenStuck};
@@ -16,6 +16,7 @@ use super::Options;
 use super::act::{VmCommand, run_commands};
 use super::memory::Memory;
 use super::opening::Opened;
+use super::postcopy::Urgents;
 use crate::capture::{Capture, Captured, Image};
 use crate::control::{Command, Request, Setting};
 use crate::hook::{Hook, HookPhase};
@@ -93,6 +94,13 @@ pub(super) struct Driver {
     pub(super) era: u32,
     pub(super) pass_pages: u64,
     pub(super) wake: Arc<Notify>,
+    /// Post-copy: lanes are held at the stop; pages that stay behind; who answers faults.
+    pub(super) holds_lanes: bool,
+    pub(super) left_behind: u64,
+    pub(super) faults: u64,
+    pub(super) urgents: Option<Urgents>,
+    pub(super) urgent_frames: Option<mpsc::Receiver<Frame>>,
+    pub(super) lacking: Option<AbsentPages>,
     pub(super) workers: Workers,
     pub(super) lanes: Option<SourceLanes>,
     pub(super) lane_events: Option<mpsc::Receiver<LaneEvent>>,
@@ -155,6 +163,12 @@ impl Driver {
             era: 0,
             pass_pages: 0,
             wake: Arc::new(Notify::new()),
+            holds_lanes: false,
+            left_behind: 0,
+            faults: 0,
+            urgents: None,
+            urgent_frames: None,
+            lacking: None,
             workers: Workers::start(cores)?,
             lanes: None,
             lane_events: None,
@@ -202,7 +216,10 @@ impl Driver {
         let timeout = self.machine.poll_timeout();
         tokio::select! {
             frame = next_frame(&mut self.peer) => match frame {
-                Ok(frame) => self.frame(frame),
+                Ok(frame) => {
+                    self.post_copy_frame(&frame).await;
+                    self.frame(frame);
+                }
                 Err(detail) => {
                     self.peer = None;
                     self.machine.handle(now(), Input::PeerLost(detail));
@@ -212,11 +229,9 @@ impl Driver {
             captured = next(&mut self.captured) => self.captured(captured),
             opened = next(&mut self.opened) => self.opened(opened),
             query = next(&mut self.queries) => self.send(query).await,
+            urgent = next(&mut self.urgent_frames) => self.send(urgent).await,
             event = next(&mut self.lane_events) => match event {
-                LaneEvent::Marked { barrier, root } => {
-                    self.tally.root = Some(root);
-                    self.machine.handle(now(), Input::Marked { barrier, root });
-                }
+                LaneEvent::Marked { barrier, root } => self.marked(barrier, root).await,
                 LaneEvent::Failed(detail) => {
                     self.machine.handle(now(), Input::CaptureFailed(detail));
                 }
@@ -498,6 +513,7 @@ fn config(start: &Start) -> Config {
         hold: start.prepared.hold,
         run_state,
         policy: start.options.policy,
+        post_copy: start.options.policy.when_stuck == WhenStuck::PostCopy,
         epoch: start.entry.epoch,
     }
 }

@@ -11,6 +11,7 @@ mod budget;
 mod driver;
 mod memory;
 mod opening;
+mod postcopy;
 mod view;
 
 use std::path::PathBuf;

@@ -34,6 +34,7 @@ impl Driver {
             phase: self.tally.phases.current(),
             round: self.tally.round_count() + 1,
             left_pages,
+            faults: (self.left_behind > 0).then_some(self.faults),
             left_bytes: left.map(to_u64),
             done_bytes,
             rate_bps: (rate > 1.0).then(|| to_u64(rate * 8.0)),

@@ -15,10 +15,11 @@ use transport::store::Role;
 use transport::wire::{Frame, Offer, RunState, Verify};
 
 use super::driver::Driver;
+use super::postcopy::{PostCopy, sinks};
 use crate::control::socket_path;
 use crate::fault;
-use crate::feed::{Elsewhere, FeedSink, Feeder};
-use crate::journal::{Step, hex};
+use crate::feed::{Elsewhere, FeedSink, Feeder, Filling};
+use crate::journal::{Step, block_list, hex};
 use crate::kept::{Kept, Whose};
 use crate::mapped::{self, TargetMemory};
 use crate::peer::{meet_again, send_frame};
@@ -37,8 +38,12 @@ impl Driver {
     pub(super) async fn act(&mut self, action: Action) {
         match action {
             Action::Send(frame) => self.send(frame).await,
-            Action::PrepareVm { head, blocks } => {
-                let prepared = self.prepare_vm(&head, blocks).await;
+            Action::PrepareVm {
+                head,
+                blocks,
+                post_copy,
+            } => {
+                let prepared = self.prepare_vm(&head, blocks, post_copy).await;
                 self.tell(match prepared {
                     Ok(offer) => Input::VmPrepared { offer },
                     Err(error) => Input::VmFailed(format!("{error:#}")),
@@ -57,9 +62,12 @@ impl Driver {
             Action::AcceptLanes { basis } => self.accept_lanes(basis),
             Action::AcceptRelay => self.accept_relay(),
             Action::FeedTail(pieces) => self.feed_tail(pieces),
+            Action::LeaveOut { pages } => self.leave_out(pages),
+            Action::FeedPackage(pieces) => self.feed_package(pieces),
+            Action::TellAbsent => self.tell_absent().await,
             Action::Prove(verify) => self.prove(verify),
             Action::Recheck => {
-                let checked = self.vm.check_loaded().await;
+                let checked = self.vm.check_loaded(self.is_filling()).await;
                 self.tell(Input::Rechecked(checked));
             }
             Action::Journal(mark) => self.write_journal(&mark),
@@ -97,22 +105,43 @@ impl Driver {
 
     /// Compares machine and memory, stops target QEMU, connects to its incoming socket, feeds the
     /// head. The one connection to that socket: a probe would end QEMU.
-    async fn prepare_vm(&mut self, head: &Bytes, blocks: Vec<BlockSpec>) -> anyhow::Result<Offer> {
+    async fn prepare_vm(
+        &mut self,
+        head: &Bytes,
+        blocks: Vec<BlockSpec>,
+        post_copy: bool,
+    ) -> anyhow::Result<Offer> {
         let layout = Arc::new(Layout::new(blocks)?);
         self.tally.pages_total = Some(layout.pages_total());
         let path = socket_path(&self.options.state, &self.me.vm, "incoming")?;
         self.open_kept(&layout).await;
-        self.vm.prepare_target(head, layout.blocks(), &path).await?;
+        let post_copy = self
+            .vm
+            .prepare_target(head, layout.blocks(), &path, post_copy)
+            .await?;
         let socket = UnixStream::connect(&path)?;
-        let (feeder, fed) = Feeder::start(socket, head, layout.blocks())?;
-        let shared = mapped::look(&self.vm, self.options.mapped).await;
+        let (feeder, fed) = Feeder::start(socket, head, layout.blocks(), post_copy)?;
+        // QEMU must see every page that comes late: then all of them go through its stream (S11).
+        let shared = match post_copy {
+            true => None,
+            false => mapped::look(&self.vm, self.options.mapped).await,
+        };
         self.memory = TargetMemory::open(&layout, shared).await?;
         let memory = self.memory.as_ref();
         self.tally.mapped = memory.is_some_and(|memory| memory.is_main_shared());
+        if post_copy {
+            let elsewhere = Elsewhere {
+                replica: self.kept.as_ref().map(|kept| kept.replica.clone() as _),
+                ..Elsewhere::default()
+            };
+            let sink = feeder.sink(0, elsewhere);
+            self.post_copy = Some(PostCopy::start(&layout, sink, self.secret)?);
+        }
         self.layout = Some(layout);
         self.feeder = Some(feeder);
         self.fed = Some(fed);
         Ok(Offer {
+            post_copy,
             readable: self.kept.is_some() || self.tally.mapped,
             known_pages: self.open_shared().await?,
         })
@@ -205,18 +234,11 @@ impl Driver {
             (Some(kept), Some(hashes)) => kept.basis(basis, hashes),
             _ => None,
         };
-        let sinks: Vec<_> = (0..transport::block::LANES)
-            .map(|lane| {
-                feeder.sink(
-                    lane,
-                    Elsewhere {
-                        memory: self.memory.clone(),
-                        replica: self.kept.as_ref().map(|kept| kept.replica.clone() as _),
-                        shared: self.shared.clone(),
-                    },
-                )
-            })
-            .collect();
+        let elsewhere = Elsewhere {
+            memory: self.memory.clone(),
+            replica: self.kept.as_ref().map(|kept| kept.replica.clone() as _),
+            shared: self.shared.clone(),
+        };
         let started = TargetLanes::start(
             peer.connection.clone(),
             layout,
@@ -224,7 +246,7 @@ impl Driver {
             self.peer_incarnation,
             &self.workers,
             basis,
-            sinks,
+            sinks(feeder, &elsewhere),
         );
         match started {
             Ok((lanes, faults)) => {
@@ -245,11 +267,46 @@ impl Driver {
         }
     }
 
-    /// QEMU has said SHUT(0): `completed` and `paused` must follow.
-    pub(super) fn check_loaded(&self) {
+    fn feed_package(&mut self, pieces: Vec<(Bytes, u32)>) {
+        let (Some(feeder), Some(post_copy)) = (&self.feeder, &mut self.post_copy) else {
+            return;
+        };
+        post_copy.is_fed = true;
+        let filling = Filling {
+            absent: post_copy.absent.clone(),
+            faults: post_copy.faults.clone(),
+        };
+        if let Err(error) = feeder.package(pieces, filling) {
+            self.tell(Input::VmFailed(format!("{error:#}")));
+        }
+    }
+
+    /// The devices are loaded, or will be, while pages are lacking.
+    pub(super) fn is_filling(&self) -> bool {
+        self.post_copy
+            .as_ref()
+            .is_some_and(|post_copy| post_copy.is_fed)
+    }
+
+    /// QEMU has said SHUT(0) with every page: `completed` must follow.
+    pub(super) fn check_filled(&self) {
         let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
         tokio::spawn(async move {
-            let input = match vm.wait_loaded().await {
+            let input = match vm.wait_filled().await {
+                Ok(()) => Input::AllPages,
+                Err(detail) => Input::VmFailed(detail),
+            };
+            give(&inputs, input).await;
+        });
+    }
+
+    /// QEMU has said SHUT(0), or that its devices are loaded: `completed` (but for lacking pages) and
+    /// `paused` must follow.
+    pub(super) fn check_loaded(&self) {
+        let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
+        let is_filling = self.is_filling();
+        tokio::spawn(async move {
+            let input = match vm.wait_loaded(is_filling).await {
                 Ok(()) => Input::VmLoaded,
                 Err(detail) => Input::VmFailed(detail),
             };
@@ -284,6 +341,12 @@ impl Driver {
             },
             Mark::NeverRan(reason) => Step::NeverRan {
                 reason: reason.clone(),
+            },
+            Mark::Filling => Step::Filling {
+                blocks: self
+                    .layout
+                    .as_ref()
+                    .map_or(Vec::new(), |layout| block_list(layout)),
             },
             Mark::Running => Step::Running,
             Mark::Settled => Step::SettledHere {
@@ -412,6 +475,7 @@ fn phase_name(phase: Phase) -> &'static str {
         Phase::Load => "load",
         Phase::Complete => "complete",
         Phase::Commit => "commit",
+        Phase::PostCopy => "post-copy",
         Phase::Settle => "settle",
     }
 }

@@ -15,6 +15,7 @@ use transport::store::RangeHashes;
 use transport::wire::Frame;
 
 use super::Options;
+use super::postcopy::{PostCopy, checkpoint_root, urgent_failed};
 use crate::control::{Command, Request};
 use crate::feed::{Fed, Feeder};
 use crate::hook::{Hook, HookPhase};
@@ -81,6 +82,7 @@ pub(super) struct Driver {
     pub(super) lanes: Option<TargetLanes>,
     pub(super) lane_faults: Option<mpsc::Receiver<LaneFault>>,
     pub(super) feeder: Option<Feeder>,
+    pub(super) post_copy: Option<PostCopy>,
     pub(super) fed: Option<mpsc::Receiver<Fed>>,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) returned: Option<mpsc::Receiver<Peer>>,
@@ -93,7 +95,8 @@ pub(super) struct Driver {
     signals: Signals,
     results: mpsc::Receiver<Input>,
     ticks: u32,
-    told_bytes: u64,
+    pub(super) told_bytes: u64,
+    resumed_ms: Option<u64>,
     told_stopped: bool,
     outcome: Option<Outcome>,
 }
@@ -148,6 +151,8 @@ impl Driver {
             lanes: None,
             lane_faults: None,
             feeder: None,
+            post_copy: None,
+            resumed_ms: None,
             fed: None,
             inputs,
             returned: None,
@@ -196,20 +201,21 @@ impl Driver {
         }
         tokio::select! {
             frame = next_frame(&mut self.peer) => match frame {
-                Ok(frame) => self.frame(frame),
+                Ok(frame) => {
+                    self.post_copy_frame(&frame).await;
+                    self.frame(frame);
+                }
                 Err(detail) => {
                     self.peer = None;
                     self.machine.handle(now(), Input::PeerLost(detail));
                 }
             },
             event = self.events.next() => self.vm_event(event),
-            fed = next(&mut self.fed) => self.fed(fed),
-            fault = next(&mut self.lane_faults) => if self.peer.is_some() {
-                self.machine.handle(now(), match fault {
-                    LaneFault::Missing(runs) => Input::Missing(runs),
-                    LaneFault::Failed(detail) => Input::LaneFailed(detail),
-                });
-            },
+            fed = next(&mut self.fed) => self.fed(fed).await,
+            detail = urgent_failed(&mut self.post_copy) => {
+                self.machine.handle(now(), Input::LaneFailed(detail));
+            }
+            fault = next(&mut self.lane_faults) => self.lane_fault(fault),
             answer = next(&mut self.answers) => self.send(answer).await,
             (basis, hashes) = next(&mut self.agreed) => {
                 self.agreed = None;
@@ -229,6 +235,16 @@ impl Driver {
             }
             _ = ticker.tick() => self.tick().await,
             () = sleep_until(timeout) => self.machine.handle(now(), Input::Timer),
+        }
+    }
+
+    fn lane_fault(&mut self, fault: LaneFault) {
+        if self.peer.is_some() {
+            let input = match fault {
+                LaneFault::Missing(runs) => Input::Missing(runs),
+                LaneFault::Failed(detail) => Input::LaneFailed(detail),
+            };
+            self.machine.handle(now(), input);
         }
     }
 
@@ -257,6 +273,8 @@ impl Driver {
         let kind = event.map(|event| event.kind);
         let input = match kind {
             Some(EventKind::Resume) => {
+                let elapsed = self.tally.elapsed_ms(now());
+                self.resumed_ms.get_or_insert(elapsed);
                 self.call_hook(HookPhase::Running);
                 Input::VmResumed
             }
@@ -272,9 +290,17 @@ impl Driver {
         self.machine.handle(now(), input);
     }
 
-    fn fed(&mut self, fed: Fed) {
+    async fn fed(&mut self, fed: Fed) {
         match fed {
             Fed::Barrier(barrier) => {
+                // What missed before the mark is told before the mark is.
+                while let Some(fault) = self
+                    .lane_faults
+                    .as_mut()
+                    .and_then(|found| found.try_recv().ok())
+                {
+                    self.lane_fault(fault);
+                }
                 let Some(lanes) = &self.lanes else { return };
                 let root = lanes.root();
                 self.tally.root = Some(root);
@@ -287,6 +313,13 @@ impl Driver {
                     },
                 );
             }
+            Fed::Listening => self.check_loaded(),
+            Fed::Wanted {
+                block,
+                start,
+                length,
+            } => self.wanted(block, start, length).await,
+            Fed::Loaded if self.is_filling() => self.check_filled(),
             // SHUT(0) is QEMU's word; `completed` and `paused` are read before it counts.
             Fed::Loaded => self.check_loaded(),
             Fed::Failed(detail) => self.machine.handle(now(), Input::VmFailed(detail)),
@@ -344,7 +377,8 @@ impl Driver {
         Snapshot {
             phase: self.tally.phases.current(),
             round: 0,
-            left_pages: None,
+            left_pages: self.post_copy.as_ref().map(|post| post.absent.left()),
+            faults: self.post_copy.as_ref().map(|post| post.faults.count()),
             left_bytes: None,
             done_bytes: self.told_bytes,
             rate_bps: None,
@@ -369,12 +403,17 @@ impl Driver {
         }
         self.leave().await;
         if let Some(kept) = self.kept.take() {
-            kept.settle(&outcome, self.tally.root);
+            let root = checkpoint_root(self.tally.root, self.post_copy.as_ref());
+            kept.settle(&outcome, root);
         }
         for call in self.hook_calls.drain(..) {
             crate::hook::finish(Some(call)).await;
         }
         self.door.close().await;
+        if let Some(post_copy) = self.post_copy.as_ref().filter(|post| post.is_fed) {
+            let report = post_copy.faults.report(post_copy.pages, self.resumed_ms);
+            self.tally.post_copy = Some(report);
+        }
         let report = self.tally.report(
             ended,
             "target",

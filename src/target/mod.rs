@@ -7,6 +7,7 @@
 
 mod act;
 mod driver;
+mod postcopy;
 
 use std::path::PathBuf;
 use std::time::Duration;

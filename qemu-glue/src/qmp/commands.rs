@@ -241,6 +241,11 @@ impl Client {
         self.perform("migrate-incoming", arguments).await
     }
 
+    /// Makes a target whose post-copy stream broke (`postcopy-paused`) listen at `uri` for another.
+    pub async fn migrate_recover(&self, uri: &str) -> Result<(), QmpError> {
+        self.perform("migrate-recover", json!({ "uri": uri })).await
+    }
+
     /// Cancels a migration that goes out; without one it does nothing. Returns before it is done.
     pub async fn migrate_cancel(&self) -> Result<(), QmpError> {
         self.perform("migrate_cancel", json!({})).await

@@ -15,7 +15,8 @@
 //! migration byte for byte. Device state is never looked into (see [`TailState`] for how its end is
 //! found).
 //!
-//! Reading order: this file, `parser`, `ram`, `bitmap`, `tail`, `writer`, `xbzrle`, `return_path`.
+//! Reading order: this file, `parser`, `ram`, `bitmap`, `tail`, `writer`, `postcopy`, `xbzrle`,
+//! `return_path`.
 //! Facts cite QEMU's tree: `migration/savevm.c`, `migration/ram.c`, `docs/devel/migration/main.rst`.
 
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ mod cursor;
 mod error;
 mod head;
 mod parser;
+mod postcopy;
 mod ram;
 pub mod return_path;
 mod section;
@@ -34,6 +36,7 @@ pub mod xbzrle;
 
 pub use error::{Place, StreamError};
 pub use parser::{Limits, Parser};
+pub use postcopy::devices_of;
 pub use tail::{EndWatch, TailState};
 pub use writer::{WriteError, Writer};
 
@@ -160,6 +163,12 @@ const TYPE_FOOTER: u8 = 0x7e;
 const COMMAND_OPEN_RETURN_PATH: u16 = 1;
 const COMMAND_PING: u16 = 2;
 const COMMAND_POSTCOPY_ADVISE: u16 = 3;
+const COMMAND_POSTCOPY_LISTEN: u16 = 4;
+const COMMAND_POSTCOPY_RUN: u16 = 5;
+const COMMAND_POSTCOPY_RAM_DISCARD: u16 = 6;
+const COMMAND_PACKAGED: u16 = 7;
+const COMMAND_POSTCOPY_RESUME: u16 = 9;
+const COMMAND_RECV_BITMAP: u16 = 10;
 const COMMAND_SWITCHOVER_START: u16 = 11;
 
 // Flags of a ram record (ram.h), in the low twelve bits of its offset.

@@ -5,7 +5,13 @@
 //! ```
 //!
 //! No message passes from one QEMU to the other without a look at it: a SHUT(0) in the wrong moment
-//! makes the source give its guest away. Recovery messages, which nobody here asks for, are errors.
+//! makes the source give its guest away. Messages of a recovery are errors but for a parser that was
+//! made for one.
+//!
+//! ```text
+//! RECV_BITMAP  be16 5 | be16 n | u8 n, n name, then be64 bytes | bits, lowest first | be64 mark
+//! RESUME_ACK   be16 6 | be16 4 | be32 1
+//! ```
 //!
 //! `//= qemu migration/migration.c, enum mig_rp_message_type, rp_cmd_args`
 
@@ -18,6 +24,11 @@ const REQ_PAGES: u16 = 4;
 const RECV_BITMAP: u16 = 5;
 const RESUME_ACK: u16 = 6;
 const SWITCHOVER_ACK: u16 = 7;
+
+/// Stands behind a bitmap.
+const BITMAP_MARK: u64 = 0x0123_4567_89ab_cdef;
+/// What RESUME_ACK says.
+const RESUME_VALUE: u32 = 1;
 
 /// Most bytes in one message: a request with the longest name. QEMU itself allows 512.
 const PAYLOAD_BYTES_MAX: u16 = 12 + 1 + 255;
@@ -40,6 +51,15 @@ pub enum Message {
     },
     /// The target agrees that the guest may be stopped.
     SwitchoverAck,
+    /// Recovery: which pages of a block the target has, page 0 in the lowest bit of the first byte.
+    Bitmap {
+        /// Name of the block, 1 to 255 bytes.
+        block: Vec<u8>,
+        /// A bit for each page, rounded up.
+        bits: Vec<u8>,
+    },
+    /// Recovery: the target goes on.
+    ResumeAck,
 }
 
 /// A message that no target sends in this state of affairs.
@@ -53,8 +73,8 @@ pub enum ReturnPathError {
         /// Bytes of its payload.
         length: u16,
     },
-    /// RECV_BITMAP or RESUME_ACK outside of a recovery.
-    #[error("return path message of type {kind} outside of a recovery")]
+    /// RECV_BITMAP or RESUME_ACK outside of a recovery, or with a wrong value or size in one.
+    #[error("return path message of type {kind} is wrong, or outside of a recovery")]
     Recovery {
         /// Type of the message.
         kind: u16,
@@ -70,15 +90,26 @@ pub enum ReturnPathError {
 /// Push parser of the messages of one connection.
 #[derive(Debug, Default)]
 pub struct Parser {
-    /// The beginning of a message that the input cut; below 4 + [`PAYLOAD_BYTES_MAX`] bytes.
+    /// The beginning of a message that the input cut; below 4 + [`PAYLOAD_BYTES_MAX`] bytes, and in
+    /// a recovery a bitmap more.
     carry: Vec<u8>,
     failed: bool,
+    /// Most bytes of a bitmap; `None` outside of a recovery.
+    bitmap_bytes_max: Option<u64>,
 }
 
 impl Parser {
     /// A parser that expects the first byte of a message.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A parser that takes messages of a recovery: bitmaps of at most so many bytes.
+    pub fn in_recovery(bitmap_bytes_max: u64) -> Self {
+        Self {
+            bitmap_bytes_max: Some(bitmap_bytes_max),
+            ..Self::default()
+        }
     }
 
     /// Takes the next bytes and gives the messages that they complete to `sink`.
@@ -95,7 +126,7 @@ impl Parser {
         }
         while !input.is_empty() {
             // A failed read names how many bytes the message surely has.
-            let wanted = match read(&self.carry) {
+            let wanted = match read(&self.carry, self.bitmap_bytes_max) {
                 Err(Halt::Need(Need(wanted))) => wanted,
                 Ok(_) | Err(Halt::Wrong(_)) => unreachable!("whole messages do not stay"),
             };
@@ -103,7 +134,7 @@ impl Parser {
             let (more, rest) = input.split_at(missing.min(input.len()));
             self.carry.extend_from_slice(more);
             input = rest;
-            match read(&self.carry) {
+            match read(&self.carry, self.bitmap_bytes_max) {
                 Ok(message) => {
                     self.carry.clear();
                     sink(message);
@@ -165,6 +196,15 @@ impl Message {
                 );
             }
             Self::SwitchoverAck => push(out, SWITCHOVER_ACK, &[]),
+            Self::Bitmap { block, bits } => {
+                let n = u8::try_from(block.len()).ok().filter(|&n| n > 0);
+                let n = n.expect("block names have 1 to 255 bytes");
+                push(out, RECV_BITMAP, &[&[n], block]);
+                out.extend_from_slice(&(bits.len() as u64).to_be_bytes());
+                out.extend_from_slice(bits);
+                out.extend_from_slice(&BITMAP_MARK.to_be_bytes());
+            }
+            Self::ResumeAck => push(out, RESUME_ACK, &[&RESUME_VALUE.to_be_bytes()]),
         }
     }
 }
@@ -191,7 +231,7 @@ impl From<Need> for Halt {
 }
 
 /// One message. A wrong length is found before its payload is waited for.
-fn read(bytes: &[u8]) -> Result<Message, Halt> {
+fn read(bytes: &[u8], bitmap_bytes_max: Option<u64>) -> Result<Message, Halt> {
     let mut cursor = Cursor::new(bytes);
     let (kind, length) = (cursor.u16()?, cursor.u16()?);
     let malformed = Halt::Wrong(ReturnPathError::Malformed { kind, length });
@@ -219,6 +259,29 @@ fn read(bytes: &[u8]) -> Result<Message, Halt> {
             })
         }
         (SWITCHOVER_ACK, 0) => Ok(Message::SwitchoverAck),
+        (RECV_BITMAP, 2..=256) if bitmap_bytes_max.is_some() => {
+            let n = cursor.u8()?;
+            if u16::from(n) + 1 != length {
+                return Err(malformed);
+            }
+            let block = cursor.take(n.into())?.to_vec();
+            let size = cursor.u64()?;
+            let size = usize::try_from(size)
+                .ok()
+                .filter(|_| Some(size) <= bitmap_bytes_max)
+                .ok_or(Halt::Wrong(ReturnPathError::Recovery { kind }))?;
+            let bits = cursor.take(size)?.to_vec();
+            if cursor.u64()? != BITMAP_MARK {
+                return Err(Halt::Wrong(ReturnPathError::Recovery { kind }));
+            }
+            Ok(Message::Bitmap { block, bits })
+        }
+        (RESUME_ACK, 4) if bitmap_bytes_max.is_some() => {
+            if cursor.u32()? != RESUME_VALUE {
+                return Err(Halt::Wrong(ReturnPathError::Recovery { kind }));
+            }
+            Ok(Message::ResumeAck)
+        }
         (RECV_BITMAP | RESUME_ACK, _) => Err(Halt::Wrong(ReturnPathError::Recovery { kind })),
         _ => Err(malformed),
     }

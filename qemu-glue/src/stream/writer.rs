@@ -49,12 +49,12 @@ enum State {
 /// Writer of one connection's stream.
 #[derive(Debug)]
 pub struct Writer {
-    out: Vec<u8>,
+    pub(super) out: Vec<u8>,
     state: State,
     /// Number of the ram section, and the last section's phase.
-    section_id: u32,
-    phase: Option<Phase>,
-    blocks: Vec<RamBlock>,
+    pub(super) section_id: u32,
+    pub(super) phase: Option<Phase>,
+    pub(super) blocks: Vec<RamBlock>,
     last_block: Option<u16>,
 }
 
@@ -75,6 +75,11 @@ impl Writer {
             blocks: Vec::new(),
             last_block: None,
         }
+    }
+
+    /// The block list that pages are named by.
+    pub fn blocks(&self) -> &[RamBlock] {
+        &self.blocks
     }
 
     /// Bytes that wait for [`Writer::take`].
@@ -322,7 +327,7 @@ impl Writer {
         }
     }
 
-    fn between(&self, what: &'static str) -> Result<(), WriteError> {
+    pub(super) fn between(&self, what: &'static str) -> Result<(), WriteError> {
         if self.state == State::Between {
             Ok(())
         } else {
@@ -336,7 +341,7 @@ fn bytes_of(block: &RamBlock) -> u64 {
 }
 
 /// Callers have checked that a name has at most 255 bytes.
-fn push_name(out: &mut Vec<u8>, name: &[u8]) {
+pub(super) fn push_name(out: &mut Vec<u8>, name: &[u8]) {
     out.push(u8::try_from(name.len()).expect("names have at most 255 bytes"));
     out.extend_from_slice(name);
 }

@@ -177,6 +177,10 @@ impl DerivedKey {
         Self(blake3::derive_key("scaleaway/1 batch digest", secret))
     }
 
+    pub(super) fn urgent(secret: &[u8; 32]) -> Self {
+        Self(blake3::derive_key("scaleaway/1 urgent digest", secret))
+    }
+
     pub(super) fn hasher(&self) -> blake3::Hasher {
         blake3::Hasher::new_keyed(&self.0)
     }

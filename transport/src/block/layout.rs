@@ -182,7 +182,7 @@ impl Layout {
     }
 
     /// The range of a running number.
-    pub(super) fn range(&self, range: u32) -> RangeSpan {
+    pub(crate) fn range(&self, range: u32) -> RangeSpan {
         let block = self.first_range.partition_point(|first| *first <= range) - 1;
         let first = (range - self.first_range[block]) * RANGE_PAGES;
         let pages = (self.blocks[block].pages - first).min(RANGE_PAGES);

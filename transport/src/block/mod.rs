@@ -60,8 +60,9 @@
 //! ```
 //!
 //! Reading order: layout, dirty, encode with its stages (zero, same, copy, known, delta, raw, literal),
-//! batch, decode, ledger.
+//! batch, decode, ledger; for post-copy absent, urgent.
 
+mod absent;
 mod batch;
 mod copy;
 mod decode;
@@ -80,8 +81,10 @@ mod raw;
 mod same;
 mod sources;
 mod stats;
+mod urgent;
 mod zero;
 
+pub use absent::{ABSENT_RANGE_BYTES, AbsentPages, AbsentRange, BadAbsent, Fault};
 pub use copy::CopyIndex;
 pub use decode::{Applied, LaneDecoder};
 pub use dirty::{DirtySet, LaneCursor, Taken};
@@ -96,6 +99,7 @@ pub use level::{LevelObservation, approach_level, choose_level};
 pub use literal::LEVEL_DEFAULT;
 pub use sources::Sources;
 pub use stats::{Amount, BatchStats};
+pub use urgent::{Urgent, UrgentError, pack_urgent, unpack_urgent};
 
 /// Bytes of one page. Guests with another target page size are refused.
 pub const PAGE_SIZE: usize = 4096;

@@ -7,10 +7,12 @@
 //!  <- LayoutTaken            what both hold; lanes open
 //!  -> Query                  <- Known: hashes of pages that the target may hold elsewhere
 //!  -> (lanes) batches, Mark  <- Progress (applied), Applied (barrier), Missing (send these again)
-//!  -> Stopped, Tail.. Final  after STOP
+//!  -> Stopped, Tail.. Final  after STOP (post-copy: Absent.. before Final)
 //!  <- Loaded                 root of real memory; guest paused
 //!  -> Commit                 point of no return
 //!  <- Running | Refused | NeverRan
+//!  <- Wanted  -> Urgent      post-copy: from Final on, pages that the guest waits for
+//!  <- AllPages               post-copy: the source is needed no more
 //!  -> Settled  <- Settled    both journals closed
 //! ```
 //!
@@ -21,7 +23,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::block::{BlockSpec, PageRun, Root};
+use crate::block::{AbsentRange, BlockSpec, PageRun, Root};
 
 /// Names one try to move one VM: 128 random bits made by the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,6 +113,8 @@ pub struct Offer {
     pub readable: bool,
     /// Pages of disk images that it may name to this peer, 0 for none.
     pub known_pages: u32,
+    /// Its QEMU can run before all pages are there, as Layout wished.
+    pub post_copy: bool,
 }
 
 /// The guest's run state before the move.
@@ -182,6 +186,8 @@ pub enum Frame {
         blocks: Vec<BlockSpec>,
         /// Digests that follow in Basis frames: every range of the image, or 0 for none.
         basis_ranges: u32,
+        /// The source may leave pages for after the stop: the target prepares its QEMU for that.
+        post_copy: bool,
     },
     /// Source: digests of the next ranges of its replica, keyed with the nonce.
     Basis {
@@ -254,7 +260,34 @@ pub enum Frame {
         /// Missing frames that this side has taken: while the target has sent more, another Final
         /// follows.
         missing_taken: u32,
+        /// Pages that the Absent frames have named; 0 when nothing is left for post-copy.
+        absent_pages: u64,
     },
+    /// Pages that the target does not hold, in post-copy. Source: before Final. Target: on a new
+    /// connection, once for all.
+    Absent {
+        /// Ranges with such pages, ascending; at most
+        /// [`limits::ABSENT_MAX_RANGES`](super::limits::ABSENT_MAX_RANGES).
+        ranges: Vec<AbsentRange>,
+        /// Another Absent follows.
+        more: bool,
+    },
+    /// Target: its guest waits for these pages. In the order of the faults.
+    Wanted {
+        /// At most [`limits::MISSING_MAX_RUNS`](super::limits::MISSING_MAX_RUNS) runs.
+        runs: Vec<PageRun>,
+    },
+    /// Source: wanted pages and their neighbours, outside of the lanes.
+    Urgent {
+        /// Over the runs and the pages' hashes.
+        digest: [u8; 16],
+        /// At most [`limits::URGENT_MAX_PAGES`](super::limits::URGENT_MAX_PAGES) pages in all.
+        runs: Vec<PageRun>,
+        /// Their content in order, one zstd frame.
+        data: Bytes,
+    },
+    /// Target: its QEMU has every page.
+    AllPages,
     /// Target: device state loaded, guest paused, memory proved, mapping closed.
     Loaded {
         /// Root over the target's ledger.
@@ -332,6 +365,10 @@ impl Frame {
             Frame::Ask { .. } => "Ask",
             Frame::Settled { .. } => "Settled",
             Frame::Abort { .. } => "Abort",
+            Frame::Absent { .. } => "Absent",
+            Frame::Wanted { .. } => "Wanted",
+            Frame::Urgent { .. } => "Urgent",
+            Frame::AllPages => "AllPages",
         }
     }
 }

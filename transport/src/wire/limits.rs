@@ -32,3 +32,7 @@ pub const PROBE_MAX_BYTES: u64 = 1 << 30;
 pub const PROBE_MAX_QUESTIONS: u64 = 1 << 16;
 /// Longest probe that a target answers, in milliseconds.
 pub const PROBE_MAX_MS: u64 = 8_000;
+/// Most ranges of one Absent frame.
+pub const ABSENT_MAX_RANGES: usize = 1 << 13;
+/// Most pages of one Urgent frame.
+pub const URGENT_MAX_PAGES: usize = 64;

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use transport::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
+use transport::block::{
+    ABSENT_RANGE_BYTES, AbsentRange, BlockId, BlockSpec, PageAddress, PageRun, Root,
+};
 use transport::session::{Hold, Policy, VmMigration, WhenStuck, source, target};
 use transport::wire::{AbortCode, AttemptId, Frame, Offer, RunState, Verdict, Verify};
 
@@ -80,12 +82,40 @@ fn abort() -> Frame {
     }
 }
 
+fn absent() -> Frame {
+    let mut pages = [0; ABSENT_RANGE_BYTES];
+    pages[0] = 1;
+    Frame::Absent {
+        ranges: vec![AbsentRange { range: 0, pages }],
+        more: false,
+    }
+}
+
+fn urgent() -> Frame {
+    Frame::Urgent {
+        digest: [0; 16],
+        runs: runs(),
+        data: Bytes::new(),
+    }
+}
+
+fn last_of(absent_pages: u64) -> Frame {
+    Frame::Final {
+        root: ROOT,
+        barrier: 1,
+        tail_bytes: u64::from(TAIL_BYTES),
+        missing_taken: 0,
+        absent_pages,
+    }
+}
+
 fn last(root: Root) -> Frame {
     Frame::Final {
         root,
         barrier: 1,
         tail_bytes: u64::from(TAIL_BYTES),
         missing_taken: 0,
+        absent_pages: 0,
     }
 }
 
@@ -97,6 +127,7 @@ pub(crate) fn source(now: Instant, hold: Hold) -> source::Source {
         hold,
         run_state: RunState::Running,
         policy: Policy::new(Duration::from_millis(300)),
+        post_copy: true,
         epoch: 0,
     };
     source::Source::new(now, config)
@@ -170,6 +201,9 @@ fn source_frames() -> Vec<Named<source::Input>> {
         ("Frame Answer Running", frame(answer(Verdict::Running))),
         ("Frame Ask", frame(ask())),
         ("Frame Settled", frame(Frame::Settled { attempt: ATTEMPT })),
+        ("Frame Wanted", frame(Frame::Wanted { runs: runs() })),
+        ("Frame Absent", frame(absent())),
+        ("Frame AllPages", frame(Frame::AllPages)),
         ("Frame Abort", frame(abort())),
         ("Frame Commit", frame(commit(ROOT, RunState::Running))),
     ]
@@ -220,6 +254,15 @@ fn source_events() -> Vec<Named<source::Input>> {
             Input::Marked {
                 barrier: 1,
                 root: ROOT,
+                absent_pages: 0,
+            },
+        ),
+        (
+            "Marked, pages stay behind",
+            Input::Marked {
+                barrier: 1,
+                root: ROOT,
+                absent_pages: 2,
             },
         ),
         ("Proved Ok", Input::Proved(Ok(()))),
@@ -262,6 +305,7 @@ fn target_frames() -> Vec<Named<target::Input>> {
                 head: Bytes::new(),
                 blocks: blocks(),
                 basis_ranges: 0,
+                post_copy: false,
             }),
         ),
         (
@@ -270,6 +314,7 @@ fn target_frames() -> Vec<Named<target::Input>> {
                 head: Bytes::new(),
                 blocks: blocks(),
                 basis_ranges: 2,
+                post_copy: false,
             }),
         ),
         (
@@ -307,6 +352,9 @@ fn target_frames() -> Vec<Named<target::Input>> {
         ),
         ("Frame Ask", frame(ask())),
         ("Frame Settled", frame(Frame::Settled { attempt: ATTEMPT })),
+        ("Frame Absent", frame(absent())),
+        ("Frame Urgent", frame(urgent())),
+        ("Frame Final, pages stay behind", frame(last_of(2))),
         ("Frame Abort", frame(abort())),
         ("Frame Running", frame(Frame::Running)),
     ]
@@ -320,6 +368,15 @@ fn target_events() -> Vec<Named<target::Input>> {
             "VmPrepared",
             Input::VmPrepared {
                 offer: Offer::default(),
+            },
+        ),
+        (
+            "VmPrepared, post-copy",
+            Input::VmPrepared {
+                offer: Offer {
+                    post_copy: true,
+                    ..Offer::default()
+                },
             },
         ),
         (
@@ -348,6 +405,10 @@ fn target_events() -> Vec<Named<target::Input>> {
         ),
         ("LaneFailed", Input::LaneFailed(text())),
         ("VmLoaded", Input::VmLoaded),
+        ("LeftOut", Input::LeftOut(Ok(ROOT))),
+        ("LeftOut, other root", Input::LeftOut(Ok(OTHER))),
+        ("LeftOut Err", Input::LeftOut(Err(text()))),
+        ("AllPages", Input::AllPages),
         ("VmResumed", Input::VmResumed),
         ("Rechecked Ok", Input::Rechecked(Ok(()))),
         ("Rechecked Err", Input::Rechecked(Err(text()))),

@@ -4,7 +4,7 @@ use crate::inputs::Named;
 
 /// States of the source with the inputs, by name, that lead there from the last state named before
 /// `from`.
-pub(crate) const SOURCE_STATES: [Place; 24] = [
+pub(crate) const SOURCE_STATES: [Place; 27] = [
     ("waiting", "", &[]),
     ("preparing", "waiting", &["Frame Ready"]),
     ("layout", "preparing", &["Head"]),
@@ -62,13 +62,33 @@ pub(crate) const SOURCE_STATES: [Place; 24] = [
         "committed",
         &["Frame Answer Refused"],
     ),
+    (
+        "all is sent, pages stay behind",
+        "draining",
+        &["Marked, pages stay behind"],
+    ),
+    (
+        "committed, pages stay behind",
+        "all is sent, pages stay behind",
+        &[
+            "Proved Ok",
+            "Frame Loaded",
+            "VmMigration Completed",
+            "Journaled Ok",
+        ],
+    ),
+    (
+        "holding pages",
+        "committed, pages stay behind",
+        &["Frame Running"],
+    ),
     ("relay, layout", "preparing", &["Relay"]),
     ("relaying", "relay, layout", &["Frame LayoutTaken"]),
     ("relaying, stopped", "relaying", &["VmStopped"]),
 ];
 
 /// The same for the target.
-pub(crate) const TARGET_STATES: [Place; 20] = [
+pub(crate) const TARGET_STATES: [Place; 25] = [
     ("waiting", "", &[]),
     ("preparing", "waiting", &["Frame Layout"]),
     (
@@ -112,6 +132,31 @@ pub(crate) const TARGET_STATES: [Place; 20] = [
     ("refusing before Loaded", "receiving", &["Abort"]),
     ("refusing after Loaded", "rechecking", &["Rechecked Err"]),
     ("never ran", "starting", &["NeverRan"]),
+    (
+        "receiving, pages may stay behind",
+        "preparing",
+        &["VmPrepared, post-copy"],
+    ),
+    (
+        "receiving, pages stay behind",
+        "receiving, pages may stay behind",
+        &["Frame Tail", "Applied", "Frame Final, pages stay behind"],
+    ),
+    (
+        "loaded, pages lacking",
+        "receiving, pages stay behind",
+        &["LeftOut", "VmLoaded", "Proved Ok"],
+    ),
+    (
+        "running, pages lacking",
+        "loaded, pages lacking",
+        &["Frame Commit", "Rechecked Ok", "Journaled Ok", "VmResumed"],
+    ),
+    (
+        "running, all pages came",
+        "running, pages lacking",
+        &["AllPages"],
+    ),
     ("relay, preparing", "waiting", &["Frame Relay"]),
     ("relaying", "relay, preparing", &["VmPrepared"]),
 ];

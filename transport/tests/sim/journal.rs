@@ -22,6 +22,7 @@ impl Step {
             source::Mark::Intent { run_state, .. } => Some(Step::Intent {
                 paused: *run_state == RunState::Paused,
             }),
+            source::Mark::Holding => unreachable!("no simulated source leaves pages behind"),
             source::Mark::Settled(Outcome::Arrived) => Some(Step::SettledThere),
             source::Mark::Settled(Outcome::Stayed { .. }) => Some(Step::SettledHere),
             source::Mark::Settled(Outcome::Doubt { .. }) => None,
@@ -35,6 +36,7 @@ impl Step {
             },
             target::Mark::Refused(_) => Step::Refused,
             target::Mark::NeverRan(_) => Step::NeverRan,
+            target::Mark::Filling => unreachable!("no simulated target lacks pages"),
             target::Mark::Running => Step::Running,
             target::Mark::Settled => Step::SettledHere,
         }

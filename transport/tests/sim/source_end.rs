@@ -53,6 +53,7 @@ impl SourceEnd {
                 RunState::Paused
             },
             policy: Policy::new(plan.downtime),
+            post_copy: false,
             epoch: 0,
         };
         SourceEnd {
@@ -273,7 +274,11 @@ impl World {
         };
         if let Some((barrier, root)) = lanes.pump(image, &mut self.net) {
             self.source.root = Some(root);
-            self.source_input(Input::Marked { barrier, root });
+            self.source_input(Input::Marked {
+                barrier,
+                root,
+                absent_pages: 0,
+            });
             self.source_drain();
         }
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use transport::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
+use transport::block::{AbsentRange, BlockId, BlockSpec, PageAddress, PageRun, Root};
 use transport::wire::*;
 
 fn text() -> impl Strategy<Value = String> {
@@ -90,11 +90,13 @@ fn layout() -> impl Strategy<Value = Frame> {
             limits::BLOCKS_MAX
         ]),
     ];
-    (bytes(limits::HEAD_MAX_BYTES), blocks, any::<u32>()).prop_map(
-        |(head, blocks, basis_ranges)| Frame::Layout {
+    let asked = (any::<u32>(), any::<bool>());
+    (bytes(limits::HEAD_MAX_BYTES), blocks, asked).prop_map(
+        |(head, blocks, (basis_ranges, post_copy))| Frame::Layout {
             head,
             blocks,
             basis_ranges,
+            post_copy,
         },
     )
 }
@@ -122,10 +124,13 @@ fn run() -> impl Strategy<Value = PageRun> + Clone {
 
 /// What the two sides hold already.
 fn references() -> impl Strategy<Value = Frame> {
-    let offer = (any::<bool>(), any::<u32>()).prop_map(|(readable, known_pages)| Offer {
-        readable,
-        known_pages,
-    });
+    let offer = (any::<bool>(), any::<u32>(), any::<bool>()).prop_map(
+        |(readable, known_pages, post_copy)| Offer {
+            readable,
+            known_pages,
+            post_copy,
+        },
+    );
     prop_oneof![
         list(any::<[u8; 16]>(), limits::BASIS_MAX_DIGESTS)
             .prop_map(|digests| Frame::Basis { digests }),
@@ -147,6 +152,29 @@ fn references() -> impl Strategy<Value = Frame> {
     ]
 }
 
+fn post_copy() -> impl Strategy<Value = Frame> {
+    let range = (any::<u32>(), any::<[u8; 32]>()).prop_map(|(range, half)| AbsentRange {
+        range,
+        pages: std::array::from_fn(|byte| half[byte / 2]),
+    });
+    let urgent = vec(run(), 0..limits::URGENT_MAX_PAGES).prop_map(|mut runs| {
+        runs.iter_mut().for_each(|run| run.count %= 2);
+        runs
+    });
+    prop_oneof![
+        (list(range, limits::ABSENT_MAX_RANGES), any::<bool>())
+            .prop_map(|(ranges, more)| Frame::Absent { ranges, more }),
+        list(run(), limits::MISSING_MAX_RUNS).prop_map(|runs| Frame::Wanted { runs }),
+        (
+            any::<[u8; 16]>(),
+            urgent,
+            bytes(limits::FRAME_MAX_BYTES / 2)
+        )
+            .prop_map(|(digest, runs, data)| Frame::Urgent { digest, runs, data }),
+        Just(Frame::AllPages),
+    ]
+}
+
 /// Any frame that may be sent.
 pub(crate) fn frame() -> impl Strategy<Value = Frame> {
     let verify = select(vec![Verify::Off, Verify::Sample, Verify::Full]);
@@ -165,14 +193,16 @@ pub(crate) fn frame() -> impl Strategy<Value = Frame> {
         any::<u32>().prop_map(|barrier| Frame::Applied { barrier }),
         (bytes(limits::FRAME_MAX_BYTES - 9), raw_len)
             .prop_map(|(data, raw_len)| Frame::Tail { data, raw_len }),
-        (root(), any::<u32>(), any::<u64>(), any::<u32>()).prop_map(
-            |(root, barrier, tail_bytes, missing_taken)| Frame::Final {
+        (root(), any::<(u32, u64, u32, u64)>()).prop_map(
+            |(root, (barrier, tail_bytes, missing_taken, absent_pages))| Frame::Final {
                 root,
                 barrier,
                 tail_bytes,
                 missing_taken,
+                absent_pages,
             }
         ),
+        post_copy(),
         root().prop_map(|root| Frame::Loaded { root }),
         (attempt(), any::<u64>(), root(), run_state).prop_map(
             |(attempt, target_incarnation, root, run_state)| Frame::Commit {

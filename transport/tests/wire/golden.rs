@@ -1,7 +1,9 @@
 //! Some frames, byte by byte. A change here is a change of the protocol.
 
 use bytes::{Bytes, BytesMut};
-use transport::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
+use transport::block::{
+    ABSENT_RANGE_BYTES, AbsentRange, BlockId, BlockSpec, PageAddress, PageRun, Root,
+};
 use transport::wire::*;
 
 fn check(frame: Frame, expected: &[&[u8]]) {
@@ -55,14 +57,16 @@ fn layout_wire_format() {
         BlockSpec { name: "pc.ram".into(), pages: 0x0001_0000 },
         BlockSpec { name: "pc.rom".into(), pages: 32 },
     ];
-    check(Frame::Layout { head: Bytes::from_static(b"QEVM"), blocks, basis_ranges: 129 }, &[
-        &[0x00, 0x00, 0x00, 0x25],                         // 37 bytes follow
+    let layout = Frame::Layout { head: Bytes::from_static(b"QEVM"), blocks, basis_ranges: 129, post_copy: true };
+    check(layout, &[
+        &[0x00, 0x00, 0x00, 0x26],                         // 38 bytes follow
         &[0x03],                                           // layout
         &[0x00, 0x00, 0x00, 0x04], b"QEVM",                // head
         &[0x00, 0x02],                                     // two blocks
         &[0x06], b"pc.ram", &[0x00, 0x01, 0x00, 0x00],     // 65536 pages
         &[0x06], b"pc.rom", &[0x00, 0x00, 0x00, 0x20],     // 32 pages
         &[0x00, 0x00, 0x00, 0x81],                         // digests of 129 ranges follow
+        &[0x01],                                           // pages may stay behind
     ]);
 }
 
@@ -115,15 +119,55 @@ fn references_wire_format() {
     ]);
 }
 
+/// Post-copy.
+#[test]
+#[rustfmt::skip]
+fn post_copy_wire_format() {
+    let mut pages = [0; ABSENT_RANGE_BYTES];
+    pages[1] = 0x81;
+    let ranges = vec![AbsentRange { range: 5, pages }];
+    check(Frame::Absent { ranges, more: true }, &[
+        &[0, 0, 0, 70, 0x16],
+        &[1],                                              // another one follows
+        &[0, 0, 0, 5],                                     // range 5
+        &[0, 0x81], &[0; 62],                              // its pages 8 and 15
+    ]);
+    let first = PageAddress { block: BlockId(1), page: 2 };
+    check(Frame::Wanted { runs: vec![PageRun { first, count: 1 }] }, &[
+        &[0, 0, 0, 9, 0x17],
+        &[0, 1], &[0, 0, 0, 2], &[0, 1],                   // block 1, page 2
+    ]);
+    let runs = vec![PageRun { first, count: 1 }];
+    check(Frame::Urgent { digest: [9; 16], runs, data: Bytes::from_static(&[0x28, 0xb5]) }, &[
+        &[0, 0, 0, 29, 0x18],
+        &[9; 16],                                          // digest
+        &[0, 1], &[0, 1], &[0, 0, 0, 2], &[0, 1],          // one run
+        &[0x28, 0xb5],                                     // zstd to the end of the frame
+    ]);
+    check(Frame::AllPages, &[&[0, 0, 0, 1, 0x19]]);
+    check(
+        Frame::Final { root: Root([7; 32]), barrier: 2, tail_bytes: 3, missing_taken: 4, absent_pages: 5 },
+        &[
+            &[0, 0, 0, 57, 0x08],
+            &[7; 32],
+            &[0, 0, 0, 2],                                 // barrier
+            &[0, 0, 0, 0, 0, 0, 0, 3],                     // bytes of device state
+            &[0, 0, 0, 4],                                 // Missing frames taken
+            &[0, 0, 0, 0, 0, 0, 0, 5],                     // pages that stay behind
+        ],
+    );
+}
+
 /// The smaller ones.
 #[test]
 #[rustfmt::skip]
 fn small_frames_wire_format() {
-    let offer = Offer { readable: true, known_pages: 3 };
+    let offer = Offer { readable: true, known_pages: 3, post_copy: true };
     check(Frame::LayoutTaken { basis: Bytes::from_static(&[0x05]), offer }, &[
-        &[0, 0, 0, 7, 0x04],
+        &[0, 0, 0, 8, 0x04],
         &[1],                                              // its image can be read
         &[0, 0, 0, 3],                                     // it may name 3 pages
+        &[1],                                              // pages may come after the stop
         &[0x05],                                           // ranges 0 and 2 are equal
     ]);
     check(Frame::Running, &[&[0, 0, 0, 1, 0x0b]]);

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 #[cfg(all(test, model))]
 use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use super::{LANES, Layout, PageAddress, RANGE_PAGES, index};
+use super::{ABSENT_RANGE_BYTES, AbsentRange, LANES, Layout, PageAddress, RANGE_PAGES, index};
 
 const CLEAN: u8 = 0;
 const DATA: u8 = 1;
@@ -178,6 +178,42 @@ impl DirtySet {
                 show(PageAddress { page, ..first });
             }
         }
+    }
+
+    /// Takes one page, for who cannot wait for its lane's turn; `None` when it is clean. Its content is
+    /// read only after this call.
+    ///
+    /// # Panics
+    /// When the layout has no such page.
+    pub fn take_page(&self, at: PageAddress) -> Option<Taken> {
+        assert!(self.layout.contains(at), "{at:?} is not in the image");
+        let place = self.layout.place(at);
+        let flag = &self.flags[index(place.range) * index(RANGE_PAGES) + place.slot];
+        let kind = flag.swap(CLEAN, Ordering::AcqRel);
+        if kind == CLEAN {
+            return None;
+        }
+        self.lower(place.lane, place.range, 1);
+        Some(Taken {
+            at,
+            zero: kind == ZERO,
+        })
+    }
+
+    /// The dirty pages of a range as they are, `None` for none.
+    ///
+    /// # Panics
+    /// When the layout has no such range.
+    pub fn absent(&self, range: u32) -> Option<AbsentRange> {
+        let mut pages = [0; ABSENT_RANGE_BYTES];
+        if self.ranges[index(range)].load(Ordering::Acquire) > 0 {
+            let flags = &self.flags[index(range) * index(RANGE_PAGES)..][..index(RANGE_PAGES)];
+            for (slot, flag) in flags.iter().enumerate() {
+                let is_dirty = flag.load(Ordering::Acquire) != CLEAN;
+                pages[slot / 8] |= u8::from(is_dirty) << (slot % 8);
+            }
+        }
+        (pages != [0; ABSENT_RANGE_BYTES]).then_some(AbsentRange { range, pages })
     }
 
     /// Dirty pages of all lanes. Exact when no one marks or takes.

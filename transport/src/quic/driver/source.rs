@@ -12,9 +12,9 @@ use tokio::time::{Duration, Instant, sleep_until};
 use super::effort::Effort;
 use super::{Basis, Workers, lock, per_lane};
 use crate::block::{
-    BatchStats, Contents, CopyIndex, DirtySet, Disable, FIRST_SEQ, KnownTable, LANES, LaneCursor,
-    LaneEncoder, Ledger, PageAddress, PageHash, PageHasher, PageRun, RANGE_PAGES, Replica, Root,
-    Sources, Taken,
+    AbsentRange, BatchStats, Contents, CopyIndex, DirtySet, Disable, FIRST_SEQ, KnownTable, LANES,
+    LaneCursor, LaneEncoder, Ledger, PageAddress, PageHash, PageHasher, PageRun, RANGE_PAGES,
+    Replica, Root, Sources, Taken,
 };
 use crate::quic::LaneSender;
 use crate::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
@@ -104,6 +104,8 @@ struct Shared {
     effort: Effort,
     /// Batches that are not acknowledged: sent bytes of the lane at the end of each, and its number.
     unacknowledged: [Mutex<VecDeque<(u64, u32)>>; LANES],
+    /// Post-copy: no page is taken until it is over; marks are written at once.
+    is_held: AtomicBool,
     /// The guest is stopped: nothing may be referred to that a miss would ask for again (S10).
     last_round: AtomicBool,
     barrier: AtomicU32,
@@ -156,6 +158,7 @@ impl SourceLanes {
             stats: Mutex::new(BatchStats::default()),
             effort,
             unacknowledged: std::array::from_fn(|_| Mutex::default()),
+            is_held: AtomicBool::new(false),
             last_round: AtomicBool::new(false),
             barrier: AtomicU32::new(0),
             marks: std::array::from_fn(|_| AtomicU32::new(0)),
@@ -257,6 +260,41 @@ impl SourceLanes {
         self.shared.last_round.store(true, Ordering::Relaxed);
     }
 
+    /// Post-copy: lanes take no more pages until [`resume`](Self::resume); what they took goes out.
+    pub fn hold(&self) {
+        self.shared.is_held.store(true, Ordering::Release);
+    }
+
+    /// Post-copy: what is dirty goes on.
+    pub fn resume(&self) {
+        self.shared.is_held.store(false, Ordering::Release);
+        self.shared.wake.notify_waiters();
+    }
+
+    /// Post-copy, when all lanes are held and marked: what is dirty is left out of the ledger. Returns
+    /// the ranges with such pages and the root over the rest.
+    #[must_use]
+    pub fn leave_out_dirty(&self) -> (Vec<AbsentRange>, Root) {
+        let shared = &self.shared;
+        let layout = shared.dirty.layout();
+        let mut absent = Vec::new();
+        for range in 0..layout.ranges_total() {
+            let Some(dirty) = shared.dirty.absent(range) else {
+                continue;
+            };
+            let span = layout.range(range);
+            let mut encoder = lock(&shared.encoders[layout.lane_of(span.first)]);
+            for page in dirty.pages_of(&span) {
+                encoder.ledger_mut().forget(page);
+                if let Some(copies) = &shared.held.copies {
+                    copies.forget(page);
+                }
+            }
+            absent.push(dirty);
+        }
+        (absent, shared.root())
+    }
+
     /// Bytes that may be under way and not applied.
     pub fn set_budget(&self, bytes: u64) {
         self.shared.budget_bytes.store(bytes, Ordering::Relaxed);
@@ -336,7 +374,8 @@ impl Lane {
             // Registered before the look, so that no wake between look and wait is lost.
             woken.as_mut().enable();
             let barrier = shared.barrier.load(Ordering::Acquire);
-            if shared.dirty.lane_dirty(self.index) > 0 {
+            let may_take = !shared.is_held.load(Ordering::Acquire);
+            if may_take && shared.dirty.lane_dirty(self.index) > 0 {
                 self.batch().await?;
             } else if barrier > self.marked {
                 self.mark(barrier).await?;

@@ -7,8 +7,8 @@ use tokio::task::JoinSet;
 
 use super::{Basis, Workers, lock, per_lane};
 use crate::block::{
-    LANES, LaneDecoder, Layout, Ledger, PAGE_SIZE, PageAddress, PageHash, PageHasher, PageRun,
-    Root, Sink,
+    AbsentPages, LANES, LaneDecoder, Layout, Ledger, PAGE_SIZE, PageAddress, PageHash, PageHasher,
+    PageRun, Root, Sink,
 };
 use crate::quic::{Connection, LaneReceiver};
 use crate::wire::{LaneFramer, LaneItem};
@@ -132,6 +132,16 @@ impl TargetLanes {
             pages += missing.len() as u64;
         }
         pages
+    }
+
+    /// Post-copy: pages that come later are left out of the ledger. Returns the root over the rest.
+    #[must_use]
+    pub fn leave_out(&self, absent: &AbsentPages) -> Root {
+        absent.for_each(&mut |at| {
+            let lane = self.shared.layout.lane_of(at);
+            lock(&self.shared.decoders[lane]).ledger_mut().forget(at);
+        });
+        self.root()
     }
 
     /// Shows every announced page with its hash as applied. Locks lane by lane: for when they rest.

@@ -34,6 +34,9 @@ impl Source {
         }
         self.enter(now, State::Completing, Some(ANSWER_MAX));
         self.act(Action::Phase(Phase::Complete));
+        if self.absent_pages > 0 {
+            self.act(Action::Push);
+        }
         if self.proved {
             self.complete(now);
         }
@@ -165,8 +168,8 @@ impl Source {
                 );
                 self.finish();
             }
-            // From intent on a dead source QEMU changes nothing.
-            Stage::PastIntent => {}
+            // From intent on a dead source QEMU changes nothing, but for the pages that it holds.
+            Stage::PastIntent => self.memory_gone(now, detail),
             Stage::Ending => self.finish(),
         }
     }
@@ -181,6 +184,7 @@ impl Source {
                 );
             }
             (Stage::PastIntent, State::Settling) => self.finish(),
+            (Stage::PastIntent, State::Holding) => self.act(Action::Reconnect),
             // While intent is being written nothing is sent: the answer sends Commit into
             // nothing, then asks.
             (Stage::PastIntent, State::Intent) | (Stage::Ending, _) => {}
@@ -197,8 +201,10 @@ impl Source {
     }
 
     pub(super) fn reconnected(&mut self, now: Instant) {
-        if self.state == State::Doubt {
-            self.enter(now, State::Doubt, Some(ANSWER_MAX));
+        if matches!(self.state, State::Doubt | State::Holding) {
+            if self.state == State::Doubt {
+                self.enter(now, State::Doubt, Some(ANSWER_MAX));
+            }
             self.act(Action::Send(Frame::Ask {
                 attempt: self.config.attempt,
                 verdict: Verdict::Unknown,
@@ -227,7 +233,12 @@ impl Source {
         }
     }
 
+    /// The guest is the target's, and so is every page of it.
     pub(super) fn arrived(&mut self, now: Instant) {
+        if self.absent_pages > 0 {
+            self.hold_pages(now);
+            return;
+        }
         self.outcome = Some(Outcome::Arrived);
         self.enter(now, State::Settling, Some(SETTLE_MAX));
         self.act(Action::Phase(Phase::Settle));

@@ -27,6 +27,8 @@ pub(super) enum State {
     Intent,
     Committed,
     Doubt,
+    /// Post-copy: the guest is at the target, pages that it lacks are here.
+    Holding,
     Settling,
     /// An abort is under way: waiting for the guest to run here again.
     Returning,
@@ -55,7 +57,9 @@ impl State {
             | State::Draining
             | State::AwaitLoaded
             | State::Completing => Stage::BeforeIntent,
-            State::Intent | State::Committed | State::Doubt | State::Settling => Stage::PastIntent,
+            State::Intent | State::Committed | State::Doubt | State::Holding | State::Settling => {
+                Stage::PastIntent
+            }
             State::Returning | State::Done => Stage::Ending,
         }
     }
@@ -75,6 +79,10 @@ pub struct Source {
     pub(super) ram_ended: bool,
     pub(super) is_relay: bool,
     pub(super) root: Option<Root>,
+    /// Lanes are held at the stop: what is dirty then stays behind.
+    pub(super) leaves_pages: bool,
+    /// Pages that stayed behind, as of the last `Final`.
+    pub(super) absent_pages: u64,
     /// Frames of pages that the target could not resolve.
     pub(super) missing_taken: u32,
     /// Those that came when the guest was stopped.
@@ -121,6 +129,8 @@ impl Source {
             ram_ended: false,
             is_relay: false,
             root: None,
+            leaves_pages: false,
+            absent_pages: 0,
             missing_taken: 0,
             flushes_again: 0,
             proof_begun: false,
@@ -169,7 +179,11 @@ impl Source {
             }
             Input::CaptureFailed(detail) => self.fail(now, AbortCode::Qemu, detail),
             Input::Sample(sample) => self.sampled(now, sample),
-            Input::Marked { barrier, root } => self.marked(now, barrier, root),
+            Input::Marked {
+                barrier,
+                root,
+                absent_pages,
+            } => self.marked(now, barrier, (root, absent_pages)),
             Input::Proved(Ok(())) => {
                 self.proved = true;
                 self.finish_pages(now);
@@ -256,6 +270,7 @@ impl Source {
             (State::Waiting, Frame::Ready { verify, nonce, .. }) => self.ready(now, verify, nonce),
             (State::Layout, Frame::LayoutTaken { .. }) if self.is_relay => self.open_relay(now),
             (State::Layout, Frame::LayoutTaken { basis, offer }) => {
+                self.rounds.can_post_copy = offer.post_copy && self.config.post_copy;
                 self.act(Action::OpenLanes { basis, offer });
                 self.precopy(now);
             }
@@ -265,6 +280,9 @@ impl Source {
                 State::Precopy | State::Stopping | State::Draining | State::AwaitLoaded,
                 Frame::Missing { .. },
             ) => self.missing(now),
+            (state, frame) if self.is_of_post_copy(state, &frame) => {
+                self.post_copy_frame(now, &frame);
+            }
             (_, Frame::Progress { applied_bytes }) => self.progress(now, applied_bytes),
             // Barriers pace nothing yet: the final one is implied by Loaded.
             (
@@ -340,7 +358,12 @@ impl Source {
             reason = "a stopped guest is expected in all later states"
         )]
         match self.state {
-            State::Stopping => self.announce_stop(),
+            State::Stopping => {
+                if self.leaves_pages {
+                    self.act(Action::HoldLanes);
+                }
+                self.announce_stop();
+            }
             State::Waiting => self.stopped_unasked = true,
             State::Preparing | State::Layout => self.stopped_unasked |= unasked,
             State::Precopy => {
@@ -418,17 +441,20 @@ impl Source {
         self.flush(now);
     }
 
-    fn marked(&mut self, now: Instant, barrier: u32, root: Root) {
+    fn marked(&mut self, now: Instant, barrier: u32, left: (Root, u64)) {
         if self.state != State::Draining || barrier != self.barrier {
             return;
         }
+        let (root, absent_pages) = left;
         self.root = Some(root);
+        self.absent_pages = absent_pages;
         let tail_bytes = self.tail.as_ref().map_or(0, |(_, total)| *total);
         self.act(Action::Send(Frame::Final {
             root,
             barrier,
             tail_bytes,
             missing_taken: self.missing_taken,
+            absent_pages,
         }));
         // The target loads while this side proves its own memory.
         if !self.proof_begun {

@@ -4,6 +4,7 @@
 mod handover;
 mod machine;
 mod opening;
+mod postcopy;
 mod rounds;
 mod steering;
 
@@ -76,6 +77,8 @@ pub enum Input {
         barrier: u32,
         /// Root over the ledger as sent.
         root: Root,
+        /// Pages that stay behind for post-copy: told to the target, not in the root.
+        absent_pages: u64,
     },
     /// Real memory compared with the ledger.
     Proved(Result<(), String>),
@@ -154,6 +157,10 @@ pub enum Action {
         /// Number of the barrier.
         barrier: u32,
     },
+    /// Post-copy: lanes take no more pages; what is dirty at their marks stays behind.
+    HoldLanes,
+    /// Post-copy: lanes go on with what stayed behind.
+    Push,
     /// Compare real memory with the ledger.
     Prove(Verify),
     /// Give QEMU SHUT(0).
@@ -188,6 +195,8 @@ pub enum Mark {
         /// Run state before the move.
         run_state: RunState,
     },
+    /// Post-copy: the guest is the target's; pages that it lacks are held here.
+    Holding,
     /// Closed.
     Settled(Outcome),
 }
@@ -207,6 +216,8 @@ pub enum Phase {
     Complete,
     /// Commit is out.
     Commit,
+    /// The guest runs at the target; pages that it lacks flow.
+    PostCopy,
     /// Both journals close.
     Settle,
 }
@@ -235,6 +246,8 @@ pub struct Config {
     pub run_state: RunState,
     /// The stop rule.
     pub policy: Policy,
+    /// A guest that does not converge may be moved by post-copy, if the target can.
+    pub post_copy: bool,
     /// Epoch of the VM in our journal.
     pub epoch: u64,
 }

@@ -44,6 +44,7 @@ impl Source {
                 head,
                 blocks,
                 basis_ranges: length_u32(basis.len()),
+                post_copy: self.config.post_copy,
             }));
             for digests in basis.chunks(BASIS_MAX_DIGESTS) {
                 let digests = digests.to_vec();
@@ -84,6 +85,7 @@ impl Source {
                 barrier: 0,
                 tail_bytes: bytes,
                 missing_taken: 0,
+                absent_pages: 0,
             }));
             self.enter(now, State::AwaitLoaded, Some(LOADED_MAX));
             self.act(Action::Phase(Phase::Load));

@@ -40,7 +40,7 @@ pub(super) struct Rounds {
     shrank_at: Option<Instant>,
     throttle_percent: u8,
     throttled_at: Option<Instant>,
-    can_post_copy: bool,
+    pub(super) can_post_copy: bool,
 }
 
 /// Pages that make half of the page cost: fewer would follow single batches.

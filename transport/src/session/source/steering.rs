@@ -68,8 +68,10 @@ impl Source {
             }
             Decision::Stop | Decision::StopForced => self.stop(now, decision, sample),
             Decision::GiveUp => self.give_up(now),
-            // Nothing answers for it yet.
-            Decision::PostCopy => {}
+            Decision::PostCopy => {
+                self.leaves_pages = true;
+                self.stop(now, decision, sample);
+            }
         }
     }
 

@@ -106,8 +106,16 @@ impl Target {
     fn guest_is_here(&mut self, now: Instant) {
         self.enter(now, State::Running, None);
         self.act(Action::Send(Frame::Running));
+        if self.absent_pages > 0 {
+            self.act(Action::Journal(Mark::Filling));
+            self.act(Action::Phase(Phase::PostCopy));
+            return;
+        }
         self.act(Action::Journal(Mark::Running));
         self.act(Action::Phase(Phase::Settle));
+        if self.leaving_out {
+            self.act(Action::Send(Frame::AllPages));
+        }
     }
 
     pub(super) fn never_ran(&mut self, now: Instant, detail: String) {
@@ -138,6 +146,9 @@ impl Target {
     /// on its way to running, and `resolve` finds out.
     pub(super) fn abort(&mut self, now: Instant, detail: String) {
         match self.state {
+            State::Running if self.absent_pages > 0 => self.finish(Outcome::Doubt {
+                detail: format!("the guest is here and lacks pages of the source: {detail}"),
+            }),
             State::Running => {
                 tracing::warn!("the source has not acknowledged the end: `scaleaway resolve` will");
                 self.finish(Outcome::Arrived);
@@ -163,6 +174,9 @@ impl Target {
                     detail: format!("target QEMU failed after Commit was accepted: {detail}"),
                 });
             }
+            State::Running if self.absent_pages > 0 => self.finish(Outcome::Doubt {
+                detail: format!("target QEMU failed while it lacked pages: {detail}"),
+            }),
             // The guest was here and has ended; the source still has to be told.
             State::Running => tracing::info!(detail, "target QEMU has ended"),
             State::Waiting

@@ -39,6 +39,10 @@ pub struct Target {
     pub(super) last: Option<(Root, u32, u64)>,
     /// Barrier, root, and pages that did not resolve and have not come again.
     pub(super) applied: Option<(u32, Root, u64)>,
+    /// Pages that the source keeps back, as of its last `Final`; 0 once QEMU has every page.
+    pub(super) absent_pages: u64,
+    /// They are being left out of the ledger.
+    pub(super) leaving_out: bool,
     /// Digests that the source has announced.
     pub(super) basis_ranges: usize,
     pub(super) digests: Vec<[u8; 16]>,
@@ -66,7 +70,7 @@ const PREPARE_MAX: Duration = Duration::from_secs(90);
 /// given up.
 const MISSING_MAX: u64 = 1 << 20;
 /// Loading and proving take longer with more memory.
-const LOAD_MAX: Duration = Duration::from_secs(120);
+pub(super) const LOAD_MAX: Duration = Duration::from_secs(120);
 /// From Loaded to Commit: the source proves its memory and writes its journal.
 const COMMIT_MAX: Duration = Duration::from_secs(120);
 
@@ -87,6 +91,8 @@ impl Target {
             tail_bytes: 0,
             last: None,
             applied: None,
+            absent_pages: 0,
+            leaving_out: false,
             basis_ranges: 0,
             digests: Vec::new(),
             basis_awaited: false,
@@ -129,6 +135,8 @@ impl Target {
             } => self.barrier_applied(now, (barrier, root, missing_pages)),
             Input::LaneFailed(detail) => self.refuse(now, AbortCode::Protocol, detail),
             Input::VmLoaded => self.vm_loaded(now),
+            Input::LeftOut(root) => self.left_out(now, root),
+            Input::AllPages => self.all_pages(),
             Input::VmResumed => self.vm_resumed(now),
             Input::Rechecked(result) => self.rechecked(now, result),
             Input::Proved(result) => self.proved(now, result),
@@ -175,8 +183,9 @@ impl Target {
                     head,
                     blocks,
                     basis_ranges,
+                    post_copy,
                 },
-            ) => self.layout(now, (head, blocks), basis_ranges),
+            ) => self.layout(now, (head, blocks), (basis_ranges, post_copy)),
             (State::Preparing, Frame::Basis { digests }) => self.basis(now, &digests),
             // The driver answers questions; they end before the guest stops.
             (State::Receiving, Frame::Query { .. }) => {}
@@ -193,10 +202,12 @@ impl Target {
                     barrier,
                     tail_bytes,
                     missing_taken,
+                    absent_pages,
                 },
             ) => {
                 self.last = Some((root, barrier, tail_bytes));
                 self.missing_taken = missing_taken;
+                self.absent_pages = absent_pages;
                 if self.is_relay {
                     self.relay_complete(now);
                 } else {
@@ -220,6 +231,10 @@ impl Target {
                 self.give_way(attempt);
             }
             (_, Frame::Ask { attempt, .. }) => self.answer(attempt),
+            (state, frame) if self.is_of_post_copy(state, &frame) => {}
+            (State::Running, Frame::Settled { .. }) if self.absent_pages > 0 => {
+                tracing::warn!("the source says that it is done while pages are lacking");
+            }
             (State::Running, Frame::Settled { attempt }) if attempt == self.config.attempt => {
                 self.act(Action::Send(Frame::Settled { attempt }));
                 self.act(Action::Journal(Mark::Settled));
@@ -238,7 +253,8 @@ impl Target {
         }
     }
 
-    fn layout(&mut self, now: Instant, memory: (Bytes, Vec<BlockSpec>), basis_ranges: u32) {
+    fn layout(&mut self, now: Instant, memory: (Bytes, Vec<BlockSpec>), asked: (u32, bool)) {
+        let (basis_ranges, post_copy) = asked;
         if basis_ranges > BASIS_MAX_RANGES {
             let detail = format!("a basis of {basis_ranges} ranges");
             self.refuse(now, AbortCode::Protocol, detail);
@@ -248,7 +264,11 @@ impl Target {
         self.enter(now, State::Preparing, Some(PREPARE_MAX));
         self.act(Action::Phase(Phase::Prepare));
         let (head, blocks) = memory;
-        self.act(Action::PrepareVm { head, blocks });
+        self.act(Action::PrepareVm {
+            head,
+            blocks,
+            post_copy,
+        });
     }
 
     fn relay(&mut self, now: Instant) {
@@ -296,6 +316,9 @@ impl Target {
             verdict,
             epoch,
         }));
+        if verdict == Verdict::Running {
+            self.tell_pages();
+        }
     }
 
     /// Digests come in several frames; all of them are compared at once.
@@ -384,12 +407,14 @@ impl Target {
         if barrier != applied {
             return;
         }
-        if missing_pages > 0 || self.missing_taken != self.missing_sent {
+        if self.absent_pages == 0 && missing_pages > 0 || self.missing_taken != self.missing_sent {
             // They are asked for, and the source sends another `Final` for each that it takes.
             self.deadline = Some(now + ANSWER_MAX);
             return;
         }
-        if root != mine {
+        if self.absent_pages > 0 {
+            self.leave_out(now);
+        } else if root != mine {
             self.refuse(now, AbortCode::Memory, "ledger roots differ".into());
         } else if tail_bytes != self.tail_bytes {
             self.refuse(

@@ -2,6 +2,7 @@
 
 mod handover;
 mod machine;
+mod postcopy;
 
 use bytes::Bytes;
 
@@ -42,8 +43,13 @@ pub enum Input {
     },
     /// A lane carried something that cannot be applied.
     LaneFailed(String),
-    /// Target QEMU has loaded everything: `completed`, and paused.
+    /// Target QEMU has loaded everything: `completed`, and paused. In post-copy: the devices, and it is
+    /// paused.
     VmLoaded,
+    /// Post-copy: what the source named is left out; the root over the rest.
+    LeftOut(Result<Root, String>),
+    /// Post-copy: QEMU has every page, `completed`.
+    AllPages,
     /// QEMU emitted RESUME, or says that it runs.
     VmResumed,
     /// `paused` and `completed` were read again, just before Commit is accepted.
@@ -71,6 +77,8 @@ pub enum Action {
         head: Bytes,
         /// RAM blocks.
         blocks: Vec<BlockSpec>,
+        /// Prepare for post-copy, where QEMU can.
+        post_copy: bool,
     },
     /// Stop QEMU and start its incoming side; a relayed stream brings all bytes itself.
     PrepareRelay,
@@ -88,6 +96,15 @@ pub enum Action {
     AcceptRelay,
     /// All pages are in: feed the device state.
     FeedTail(Vec<(Bytes, u32)>),
+    /// Post-copy: the source has named all pages that it keeps back, so many.
+    LeaveOut {
+        /// Number of pages.
+        pages: u64,
+    },
+    /// Post-copy: what QEMU has of the absent pages is thrown away, then it gets the device state.
+    FeedPackage(Vec<(Bytes, u32)>),
+    /// Post-copy: tell the source on this connection what is lacking, and take its lanes.
+    TellAbsent,
     /// Compare real memory with the ledger.
     Prove(Verify),
     /// Read `paused` and `completed` again.
@@ -122,6 +139,8 @@ pub enum Mark {
     Refused(String),
     /// Target QEMU is dead and the guest never ran in it.
     NeverRan(String),
+    /// The guest runs here, and lacks pages that the source holds.
+    Filling,
     /// The guest runs here (or is here, paused as asked).
     Running,
     /// Both sides have closed the attempt.
@@ -141,6 +160,8 @@ pub enum Phase {
     Complete,
     /// Commit came; the guest starts.
     Commit,
+    /// The guest runs; pages that it lacks come.
+    PostCopy,
     /// Both journals close.
     Settle,
 }

@@ -5,6 +5,7 @@
 //! ```
 
 mod names;
+mod postcopy;
 mod read;
 mod write;
 
@@ -36,6 +37,10 @@ mod kind {
     pub(super) const QUERY: u8 = 19;
     pub(super) const KNOWN: u8 = 20;
     pub(super) const MISSING: u8 = 21;
+    pub(super) const ABSENT: u8 = 22;
+    pub(super) const WANTED: u8 = 23;
+    pub(super) const URGENT: u8 = 24;
+    pub(super) const ALL_PAGES: u8 = 25;
     pub(super) const PROBE: u8 = 32;
 }
 

@@ -2,8 +2,8 @@
 
 use bytes::{Buf, Bytes};
 
-use super::kind;
 use super::names::Coded;
+use super::{kind, postcopy};
 use crate::block::{BlockId, BlockSpec, PageAddress, PageRun, Root};
 use crate::wire::limits::{
     BASIS_MAX_DIGESTS, BASIS_MAX_RANGES, BLOCKS_MAX, FRAME_MAX_BYTES, HEAD_MAX_BYTES,
@@ -38,6 +38,7 @@ pub(super) fn frame(kind: u8, body: Bytes) -> Result<Frame, WireError> {
             barrier: body.u32("barrier")?,
             tail_bytes: body.u64("tail_bytes")?,
             missing_taken: body.u32("missing_taken")?,
+            absent_pages: body.u64("absent_pages")?,
         },
         kind::LOADED => Frame::Loaded {
             root: Root(body.array("root")?),
@@ -102,7 +103,11 @@ fn reference(kind: u8, body: &mut Body) -> Result<Frame, WireError> {
             prefixes: body.list("questions", QUERY_MAX_PAGES)?,
         }),
         kind::KNOWN => known(body),
-        kind::MISSING => missing(body),
+        kind::MISSING => Ok(Frame::Missing { runs: body.runs()? }),
+        kind::ABSENT => postcopy::read_absent(body),
+        kind::WANTED => Ok(Frame::Wanted { runs: body.runs()? }),
+        kind::URGENT => postcopy::read_urgent(body),
+        kind::ALL_PAGES => Ok(Frame::AllPages),
         _ => Err(WireError::UnknownFrame(kind)),
     }
 }
@@ -141,23 +146,15 @@ fn layout(body: &mut Body) -> Result<Frame, WireError> {
         head,
         blocks,
         basis_ranges: body.u32("basis_ranges")?,
+        post_copy: body.flag("post_copy")?,
     })
 }
 
 fn layout_taken(body: &mut Body) -> Result<Frame, WireError> {
-    let readable = match body.u8("readable")? {
-        0 => false,
-        1 => true,
-        _ => {
-            return Err(WireError::PeerValue {
-                frame: body.kind,
-                field: "readable",
-            });
-        }
-    };
     let offer = Offer {
-        readable,
+        readable: body.flag("readable")?,
         known_pages: body.u32("known_pages")?,
+        post_copy: body.flag("post_copy")?,
     };
     let bytes = body.rest.len();
     at_most("basis", bytes, crate::block::index(BASIS_MAX_RANGES / 8))?;
@@ -184,21 +181,6 @@ fn known(body: &mut Body) -> Result<Frame, WireError> {
     Ok(Frame::Known { first, numbers })
 }
 
-fn missing(body: &mut Body) -> Result<Frame, WireError> {
-    let runs = body
-        .list::<8>("runs", MISSING_MAX_RUNS)?
-        .into_iter()
-        .map(|[b0, b1, p0, p1, p2, p3, c0, c1]| PageRun {
-            first: PageAddress {
-                block: BlockId(u16::from_be_bytes([b0, b1])),
-                page: u32::from_be_bytes([p0, p1, p2, p3]),
-            },
-            count: u16::from_be_bytes([c0, c1]),
-        })
-        .collect();
-    Ok(Frame::Missing { runs })
-}
-
 fn tail(body: &mut Body) -> Result<Frame, WireError> {
     let raw_len = body.u32("raw_len")?;
     at_most("raw_len", crate::block::index(raw_len), FRAME_MAX_BYTES)?;
@@ -206,15 +188,42 @@ fn tail(body: &mut Body) -> Result<Frame, WireError> {
     Ok(Frame::Tail { data, raw_len })
 }
 
+pub(super) fn run([b0, b1, p0, p1, p2, p3, c0, c1]: [u8; 8]) -> PageRun {
+    PageRun {
+        first: PageAddress {
+            block: BlockId(u16::from_be_bytes([b0, b1])),
+            page: u32::from_be_bytes([p0, p1, p2, p3]),
+        },
+        count: u16::from_be_bytes([c0, c1]),
+    }
+}
+
 /// The unread part of a frame.
 #[derive(Debug)]
-struct Body {
-    kind: u8,
-    rest: Bytes,
+pub(super) struct Body {
+    pub(super) kind: u8,
+    pub(super) rest: Bytes,
 }
 
 impl Body {
-    fn bytes(&mut self, field: &'static str, bytes: usize) -> Result<Bytes, WireError> {
+    /// Runs to the end of the frame.
+    fn runs(&mut self) -> Result<Vec<PageRun>, WireError> {
+        let runs = self.list("runs", MISSING_MAX_RUNS)?;
+        Ok(runs.into_iter().map(run).collect())
+    }
+
+    pub(super) fn flag(&mut self, field: &'static str) -> Result<bool, WireError> {
+        match self.u8(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(WireError::PeerValue {
+                frame: self.kind,
+                field,
+            }),
+        }
+    }
+
+    pub(super) fn bytes(&mut self, field: &'static str, bytes: usize) -> Result<Bytes, WireError> {
         if self.rest.len() < bytes {
             return Err(WireError::PeerTruncated {
                 frame: self.kind,
@@ -224,20 +233,23 @@ impl Body {
         Ok(self.rest.split_to(bytes))
     }
 
-    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
+    pub(super) fn array<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<[u8; N], WireError> {
         let bytes = self.bytes(field, N)?;
         Ok(*bytes.first_chunk().expect("split to N bytes"))
     }
 
-    fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
+    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
         self.array::<1>(field).map(|[byte]| byte)
     }
 
-    fn u16(&mut self, field: &'static str) -> Result<u16, WireError> {
+    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, WireError> {
         self.array(field).map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
+    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
         self.array(field).map(u32::from_be_bytes)
     }
 
@@ -246,7 +258,7 @@ impl Body {
     }
 
     /// Entries of one size to the end of the frame.
-    fn list<const N: usize>(
+    pub(super) fn list<const N: usize>(
         &mut self,
         field: &'static str,
         entries_max: usize,
@@ -302,7 +314,11 @@ impl Body {
     }
 }
 
-fn at_most(field: &'static str, bytes: usize, bytes_max: usize) -> Result<(), WireError> {
+pub(super) fn at_most(
+    field: &'static str,
+    bytes: usize,
+    bytes_max: usize,
+) -> Result<(), WireError> {
     if bytes > bytes_max {
         return Err(WireError::PeerTooLong {
             field,

@@ -2,9 +2,9 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::kind;
 use super::names::Coded;
-use crate::block::{BlockSpec, Root, index, length_u16, length_u32};
+use super::{kind, postcopy};
+use crate::block::{BlockSpec, PageRun, Root, index, length_u16, length_u32};
 use crate::wire::limits::{
     BASIS_MAX_DIGESTS, BASIS_MAX_RANGES, BLOCKS_MAX, FRAME_MAX_BYTES, HEAD_MAX_BYTES,
     MISSING_MAX_RUNS, PROBE_MAX_RANGES, QUERY_MAX_PAGES, TEXT_MAX_BYTES,
@@ -48,11 +48,16 @@ impl Frame {
                 head,
                 blocks,
                 basis_ranges,
+                post_copy,
             } => {
                 put_layout(head, blocks, out)?;
                 out.put_u32(*basis_ranges);
+                out.put_u8(u8::from(*post_copy));
             }
-            Self::Relay | Self::Stopped | Self::Running => {}
+            Self::Absent { .. } | Self::Wanted { .. } | Self::Urgent { .. } => {
+                return postcopy::put(self, out);
+            }
+            Self::Relay | Self::Stopped | Self::Running | Self::AllPages => {}
             Self::Progress { applied_bytes } => {
                 applied_bytes.iter().for_each(|bytes| out.put_u64(*bytes));
             }
@@ -67,7 +72,11 @@ impl Frame {
                 barrier,
                 tail_bytes,
                 missing_taken,
-            } => put_final(root, (*barrier, *tail_bytes, *missing_taken), out),
+                absent_pages,
+            } => {
+                put_final(root, (*barrier, *tail_bytes, *missing_taken), out);
+                out.put_u64(*absent_pages);
+            }
             Self::Loaded { root } => out.put_slice(&root.0),
             Self::Commit { .. } => self.put_commit(out),
             Self::Answer {
@@ -124,6 +133,7 @@ impl Frame {
             Self::LayoutTaken { basis, offer } => {
                 out.put_u8(u8::from(offer.readable));
                 out.put_u32(offer.known_pages);
+                out.put_u8(u8::from(offer.post_copy));
                 bounded("basis", basis.len(), index(BASIS_MAX_RANGES / 8))?;
                 out.put_slice(basis);
             }
@@ -145,11 +155,7 @@ impl Frame {
             }
             Self::Missing { runs } => {
                 bounded("runs", runs.len(), MISSING_MAX_RUNS)?;
-                for run in runs {
-                    out.put_u16(run.first.block.0);
-                    out.put_u32(run.first.page);
-                    out.put_u16(run.count);
-                }
+                put_runs(runs, out);
             }
             _ => {}
         }
@@ -180,7 +186,19 @@ impl Frame {
             Self::Ask { .. } => kind::ASK,
             Self::Settled { .. } => kind::SETTLED,
             Self::Abort { .. } => kind::ABORT,
+            Self::Absent { .. } => kind::ABSENT,
+            Self::Wanted { .. } => kind::WANTED,
+            Self::Urgent { .. } => kind::URGENT,
+            Self::AllPages => kind::ALL_PAGES,
         }
+    }
+}
+
+pub(super) fn put_runs(runs: &[PageRun], out: &mut BytesMut) {
+    for run in runs {
+        out.put_u16(run.first.block.0);
+        out.put_u32(run.first.page);
+        out.put_u16(run.count);
     }
 }
 
@@ -256,7 +274,11 @@ fn put_optional(bytes: Option<&[u8]>, out: &mut BytesMut) {
     out.put_slice(bytes.unwrap_or_default());
 }
 
-fn bounded(field: &'static str, bytes: usize, bytes_max: usize) -> Result<(), WireError> {
+pub(super) fn bounded(
+    field: &'static str,
+    bytes: usize,
+    bytes_max: usize,
+) -> Result<(), WireError> {
     if bytes > bytes_max {
         return Err(WireError::LocalTooLong {
             field,

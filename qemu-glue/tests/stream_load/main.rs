@@ -4,6 +4,8 @@
 //!
 //! Needs QEMU 10 as `qemu-system-x86_64`; without it the tests say so, and fail with REQUIRE_ALL=1.
 
+mod postcopy;
+
 use qemu_glue::stream::return_path::{self, Message};
 use qemu_glue::stream::{
     Command, Event, Limits, PAGE_SIZE, Parser, Phase, RamBlock, StreamError, TailState, Writer,
@@ -36,6 +38,8 @@ const DISK: &[&str] = &[
 ];
 /// Longest wait for QEMU: it needs well below a second on an idle machine.
 const WAIT: Duration = Duration::from_secs(60);
+/// Questions until QEMU must have reached a state: it answers some thousand a second.
+const ASK_MAX: usize = 200_000;
 
 /// A stream of 10.0 without a return path.
 #[test]
@@ -112,7 +116,7 @@ fn answers(socket: &mut UnixStream) -> Vec<Message> {
 }
 
 /// What a stream says: its parts, and each page's last version.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Image {
     head: Vec<u8>,
     section_id: u32,
@@ -340,11 +344,19 @@ impl Qemu {
 
     /// A connection on which QEMU waits for a stream.
     fn incoming(&mut self) -> UnixStream {
-        let path = self.folder.join("incoming");
-        let uri = path.display();
-        self.ask(&format!(
-            r#"{{"execute":"migrate-incoming","arguments":{{"uri":"unix:{uri}"}}}}"#
-        ));
+        self.listen("incoming", |uri| {
+            format!(r#"{{"execute":"migrate-incoming","arguments":{{"uri":"unix:{uri}"}}}}"#)
+        })
+    }
+
+    /// A connection to a socket of this name, after the command that makes QEMU listen.
+    fn listen(
+        &mut self,
+        name: &str,
+        command: impl Fn(std::path::Display<'_>) -> String,
+    ) -> UnixStream {
+        let path = self.folder.join(name);
+        self.ask(&command(path.display()));
         let socket = UnixStream::connect(&path).expect("QEMU listens once it has answered");
         socket
             .set_read_timeout(Some(WAIT))
@@ -353,6 +365,19 @@ impl Qemu {
             .set_write_timeout(Some(WAIT))
             .expect("a valid duration");
         socket
+    }
+
+    /// Waits until the migration is in this state.
+    fn wait_for_status(&mut self, status: &str) {
+        let wanted = format!("\"status\": \"{status}\"");
+        let mut told = String::new();
+        for _ in 0..ASK_MAX {
+            told = self.ask(r#"{"execute":"query-migrate"}"#);
+            if told.contains(&wanted) {
+                return;
+            }
+        }
+        panic!("not {status}: {told}");
     }
 
     /// Waits for the end of a load that gives no answer on its socket.

@@ -1,0 +1,215 @@
+//! The source's guest runs at the target, and pages of it are still here (S11).
+//!
+//! ```text
+//! Wanted -> thread: takes the page, then its neighbours -> Urgent      first, on the control stream
+//! dirty set -> lanes                                                   the rest
+//! new connection: Absent -> a dirty set of exactly that, fresh lanes
+//! ```
+//!
+//! Taking a page out of the dirty set is what sends it once, whichever way it goes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use transport::block::{
+    AbsentPages, Contents, DirtySet, PageAddress, PageRun, RANGE_PAGES, Taken, pack_urgent,
+};
+use transport::session::source::Input;
+use transport::wire::limits::ABSENT_MAX_RANGES;
+use transport::wire::{Frame, Offer};
+
+use super::driver::Driver;
+use crate::waiting::now;
+
+/// Neighbours behind a wanted page that go with it: 64 KiB, which a slow link takes in some
+/// milliseconds, far below the round trip that each of them would cost.
+const NEIGHBOURS: u32 = 15;
+/// Questions and answers that wait. What finds no room is pushed over the lanes all the same.
+const WANTED_MAX: usize = 256;
+const URGENT_MAX: usize = 16;
+
+/// Answers faults beside the lanes.
+#[derive(Debug)]
+pub(super) struct Urgents {
+    wanted: mpsc::Sender<Vec<PageRun>>,
+}
+
+impl Urgents {
+    /// Starts the thread that takes, reads and packs.
+    pub(super) fn start(
+        dirty: &Arc<DirtySet>,
+        contents: &Arc<dyn Contents>,
+        key: [u8; 32],
+    ) -> std::io::Result<(Urgents, mpsc::Receiver<Frame>)> {
+        let (wanted, asked) = mpsc::channel(WANTED_MAX);
+        let (frames, urgent) = mpsc::channel(URGENT_MAX);
+        let (dirty, contents) = (dirty.clone(), contents.clone());
+        std::thread::Builder::new()
+            .name("urgent".into())
+            .spawn(move || answer(asked, &frames, &dirty, &*contents, &key))?;
+        Ok((Urgents { wanted }, urgent))
+    }
+
+    fn ask(&self, runs: Vec<PageRun>) {
+        if self.wanted.try_send(runs).is_err() {
+            tracing::debug!("more faults than can be answered first: the lanes bring these pages");
+        }
+    }
+}
+
+fn answer(
+    mut asked: mpsc::Receiver<Vec<PageRun>>,
+    frames: &mpsc::Sender<Frame>,
+    dirty: &DirtySet,
+    contents: &dyn Contents,
+    key: &[u8; 32],
+) {
+    while let Some(runs) = asked.blocking_recv() {
+        for at in runs.iter().flat_map(pages_of) {
+            if !dirty.layout().contains(at) {
+                tracing::warn!(?at, "the target wants what is no page");
+                continue;
+            }
+            let first: Vec<Taken> = dirty.take_page(at).into_iter().collect();
+            let near = neighbours(at, dirty);
+            for taken in [first, near] {
+                if taken.is_empty() {
+                    continue;
+                }
+                match pack_urgent(&taken, contents, key) {
+                    Ok(urgent) => {
+                        let (digest, runs, data) = (urgent.digest, urgent.runs, urgent.data);
+                        let frame = Frame::Urgent { digest, runs, data };
+                        if frames.blocking_send(frame).is_err() {
+                            return;
+                        }
+                    }
+                    // They are still needed: the lanes try again.
+                    Err(error) => {
+                        tracing::error!(%error, "pages cannot be read");
+                        for page in taken {
+                            dirty.mark_again(page.at, page.zero);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn pages_of(run: &PageRun) -> impl Iterator<Item = PageAddress> + use<> {
+    let first = run.first;
+    (0..u32::from(run.count)).filter_map(move |offset| {
+        let page = first.page.checked_add(offset)?;
+        Some(PageAddress { page, ..first })
+    })
+}
+
+/// What is still here of the pages behind one, within its range.
+fn neighbours(at: PageAddress, dirty: &DirtySet) -> Vec<Taken> {
+    let end = (at.page - at.page % RANGE_PAGES).saturating_add(RANGE_PAGES);
+    (at.page + 1..end)
+        .take(usize::try_from(NEIGHBOURS).unwrap_or(0))
+        .map(|page| PageAddress { page, ..at })
+        .filter(|at| dirty.layout().contains(*at))
+        .filter_map(|at| dirty.take_page(at))
+        .collect()
+}
+
+impl Driver {
+    /// All lanes are marked. Held ones leave behind what is dirty: the target hears of it before
+    /// `Final` does its work.
+    pub(super) async fn marked(&mut self, barrier: u32, root: transport::block::Root) {
+        let (mut root, mut absent_pages) = (root, 0);
+        if self.holds_lanes
+            && let Some(lanes) = &self.lanes
+        {
+            let (ranges, rest) = lanes.leave_out_dirty();
+            root = rest;
+            absent_pages = ranges
+                .iter()
+                .flat_map(|range| range.pages)
+                .map(|bits| u64::from(bits.count_ones()))
+                .sum();
+            let chunks = ranges.len().div_ceil(ABSENT_MAX_RANGES);
+            for (nth, ranges) in ranges.chunks(ABSENT_MAX_RANGES).enumerate() {
+                let (ranges, more) = (ranges.to_vec(), nth + 1 < chunks);
+                self.send(Frame::Absent { ranges, more }).await;
+            }
+            tracing::info!(pages = absent_pages, "stay behind, for post-copy");
+            self.start_urgents();
+        }
+        self.left_behind = absent_pages;
+        self.tally.root = Some(root);
+        self.machine.handle(
+            now(),
+            Input::Marked {
+                barrier,
+                root,
+                absent_pages,
+            },
+        );
+    }
+
+    fn start_urgents(&mut self) {
+        if self.urgents.is_some() {
+            return;
+        }
+        let Some(image) = &self.image else { return };
+        let contents: Arc<dyn Contents> = image.memory.clone();
+        match Urgents::start(&image.dirty, &contents, self.secret) {
+            Ok((urgents, frames)) => {
+                self.urgents = Some(urgents);
+                self.urgent_frames = Some(frames);
+            }
+            Err(error) => tracing::error!(%error, "faults are answered by the lanes alone"),
+        }
+    }
+
+    /// Frames of post-copy; the machine has its own view of them.
+    pub(super) async fn post_copy_frame(&mut self, frame: &Frame) {
+        if let Frame::Wanted { runs } = frame {
+            self.faults += runs.iter().map(|run| u64::from(run.count)).sum::<u64>();
+            if let Some(urgents) = &self.urgents {
+                urgents.ask(runs.clone());
+            }
+        } else if let Frame::Absent { ranges, more } = frame
+            && self.left_behind > 0
+        {
+            let Some(image) = &self.image else { return };
+            let lacking = self
+                .lacking
+                .get_or_insert_with(|| AbsentPages::new(image.layout.clone()));
+            for range in ranges {
+                if let Err(error) = lacking.insert(range) {
+                    tracing::warn!(%error, "the target lacks what is no page");
+                }
+            }
+            if !more {
+                self.begin_again().await;
+            }
+        }
+    }
+
+    /// The target has named what it lacks: exactly that is sent on this connection.
+    async fn begin_again(&mut self) {
+        let (Some(lacking), Some(image)) = (self.lacking.take(), &mut self.image) else {
+            return;
+        };
+        tracing::info!(pages = lacking.left(), "the target lacks");
+        // The lanes of the lost connection end, and with them what they took and did not send.
+        self.lanes = None;
+        let dirty = Arc::new(DirtySet::new(image.layout.clone()));
+        lacking.for_each(&mut |at| {
+            dirty.mark_data(at);
+        });
+        image.dirty = dirty;
+        (self.urgents, self.urgent_frames) = (None, None);
+        self.start_urgents();
+        self.kept = None;
+        if let Err(error) = self.open_lanes(Bytes::new(), Offer::default()).await {
+            tracing::error!("lanes cannot be opened again: {error:#}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A guest that never fits the wanted downtime is moved by post-copy: it runs at the target while its
+//! last pages are at the source, and no page is lost, whoever dies then.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testbed::guest::{Machine, compare};
+use testbed::pair::Pair;
+use testbed::requirement::{GUESTS, Requirement, met};
+
+const MOVE_MAX: Duration = Duration::from_secs(90);
+/// No stop fits that, and the link is slow enough that much is left behind.
+const STUCK: [&str; 6] = [
+    "--when-stuck",
+    "post-copy",
+    "--downtime",
+    "1",
+    "--max-bandwidth",
+    "60M",
+];
+
+fn can_run() -> anyhow::Result<bool> {
+    Ok(met(&GUESTS)? && met(&[Requirement::Product])?)
+}
+
+/// The guest never runs at the target, so both copies can be compared when all pages are there.
+#[test]
+fn every_page_is_the_sources() -> anyhow::Result<()> {
+    if !can_run()? {
+        return Ok(());
+    }
+    let pair = Pair::new("pc-pages", &Machine::small())?;
+    let mut receive = pair.receive(&["--paused", "--verify", "full"])?;
+    let mut send = pair.send(&[&STUCK[..], &["--keep-source"]].concat())?;
+    let (sent, received) = (send.wait(MOVE_MAX)?, receive.wait(MOVE_MAX)?);
+    let said = || format!("send:\n{}\nreceive:\n{}", send.output(), receive.output());
+    assert_eq!((sent, received), (0, 0), "{}", said());
+    assert_eq!(pair.target.monitor().run_state()?, "paused");
+    assert!(post_copy(&pair)?["pages"].as_u64() > Some(0), "{}", said());
+    let comparison = compare(&pair.source, &pair.target)?;
+    assert!(
+        comparison.pages() >= 160 * 256,
+        "{} pages",
+        comparison.pages()
+    );
+    assert_eq!(comparison.differing(), 0, "{comparison:?}\n{}", said());
+    pair.target.monitor().execute("cont", &json!({}))?;
+    assert_eq!(pair.target.control()?.verify()?.errors, 0);
+    Ok(())
+}
+
+/// The guest runs on at once, finds every page right, and its old QEMU ends only when it has all.
+#[test]
+fn the_guest_runs_before_its_pages() -> anyhow::Result<()> {
+    if !can_run()? {
+        return Ok(());
+    }
+    let mut pair = Pair::new("pc-runs", &Machine::small())?;
+    let mut receive = pair.receive(&[])?;
+    let mut send = pair.send(&STUCK)?;
+    let (sent, received) = (send.wait(MOVE_MAX)?, receive.wait(MOVE_MAX)?);
+    let said = || format!("send:\n{}\nreceive:\n{}", send.output(), receive.output());
+    assert_eq!((sent, received), (0, 0), "{}", said());
+    pair.source.wait_exit(Duration::from_secs(10))?;
+    assert!(pair.target.is_running()?);
+    assert_eq!(pair.target.control()?.verify()?.errors, 0, "{}", said());
+    assert_eq!(pair.running_max(), 1);
+    let report = post_copy(&pair)?;
+    assert!(report["faults"].as_u64() > Some(0), "{report}\n{}", said());
+    assert!(report["fault_ms"]["p50"].as_f64() > Some(0.0), "{report}");
+    Ok(())
+}
+
+fn post_copy(pair: &Pair) -> anyhow::Result<Value> {
+    Ok(pair.report("receive")?["post_copy"].clone())
+}
