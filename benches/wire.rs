@@ -17,6 +17,7 @@ fn frames() -> [(&'static str, Frame); 3] {
                 head: Bytes::from(vec![7; 2000]),
                 blocks: (0..64).map(block).collect(),
                 basis_ranges: 0,
+                post_copy: false,
             },
         ),
         (
@@ -33,6 +34,7 @@ fn frames() -> [(&'static str, Frame); 3] {
                 barrier: 1,
                 tail_bytes: 1,
                 missing_taken: 0,
+                absent_pages: 0,
             },
         ),
     ]

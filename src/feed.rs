@@ -21,7 +21,7 @@ use qemu_glue::stream::{
     Command, PAGE_SIZE, Phase, RamBlock, WriteError, Writer, devices_of, return_path,
 };
 use tokio::sync::mpsc;
-use transport::block::{AbsentPages, BlockSpec, LANES, PageAddress, Replica, Sink};
+use transport::block::{AbsentPages, BlockId, BlockSpec, LANES, PageAddress, Replica, Sink};
 use transport::quic::driver::LaneSink;
 use transport::wire::tail;
 
@@ -183,10 +183,49 @@ impl Feeder {
         Self::start_threads(socket, Writer::new())
     }
 
+    /// For a target whose post-copy stream broke, on a new socket: asks which pages it has, notes all
+    /// others in `filling` and goes on. Blocks until QEMU has answered.
+    pub(crate) fn start_again(
+        mut socket: UnixStream,
+        blocks: &[BlockSpec],
+        filling: Filling,
+    ) -> anyhow::Result<(Feeder, mpsc::Receiver<Fed>)> {
+        let list: Vec<RamBlock> = blocks
+            .iter()
+            .map(|block| RamBlock {
+                name: block.name.clone(),
+                pages: block.pages,
+            })
+            .collect();
+        let mut writer = Writer::postcopy_again(SECTION_ID, &list);
+        for (block, _) in (0_u16..).zip(blocks) {
+            writer.postcopy_ask_bitmap(block)?;
+        }
+        socket.write_all(&writer.take())?;
+        read_bitmaps(&mut socket, &list, &filling.absent)?;
+        writer.postcopy_resume()?;
+        let is_whole = filling.absent.left() == 0;
+        if is_whole {
+            writer.postcopy_end()?;
+        }
+        socket.write_all(&writer.take())?;
+        Self::start_with(socket, writer, Some(filling), is_whole)
+    }
+
     fn start_threads(
         socket: UnixStream,
         writer: Writer,
     ) -> anyhow::Result<(Feeder, mpsc::Receiver<Fed>)> {
+        Self::start_with(socket, writer, None, false)
+    }
+
+    fn start_with(
+        socket: UnixStream,
+        writer: Writer,
+        filling: Option<Filling>,
+        has_ended: bool,
+    ) -> anyhow::Result<(Feeder, mpsc::Receiver<Fed>)> {
+        let is_recovery = filling.is_some();
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (queue, waiting) = sync_channel(WAITING_MAX);
         let applied: Arc<[AtomicU64; LANES]> = Arc::default();
@@ -196,8 +235,8 @@ impl Feeder {
             applied: applied.clone(),
             marks: [0; LANES],
             reached: 0,
-            filling: None,
-            has_ended: false,
+            filling,
+            has_ended,
         };
         let failed = events.clone();
         std::thread::Builder::new()
@@ -211,7 +250,14 @@ impl Feeder {
         let reader = socket.try_clone()?;
         std::thread::Builder::new()
             .name("return-path".into())
-            .spawn(move || read_return_path(reader, &events))?;
+            .spawn(move || {
+                let parser = if is_recovery {
+                    return_path::Parser::in_recovery(0)
+                } else {
+                    return_path::Parser::new()
+                };
+                read_return_path(reader, parser, &events);
+            })?;
         Ok((
             Feeder {
                 socket,
@@ -558,8 +604,51 @@ fn unpack(data: &[u8], raw_len: u32) -> std::io::Result<Vec<u8>> {
     tail::unpack(data, raw_len).map_err(|error| std::io::Error::other(error.to_string()))
 }
 
-fn read_return_path(mut socket: UnixStream, events: &mpsc::Sender<Fed>) {
-    let mut parser = return_path::Parser::new();
+/// Reads a bitmap of each block: what QEMU does not have is lacking.
+fn read_bitmaps(
+    socket: &mut UnixStream,
+    blocks: &[RamBlock],
+    absent: &AbsentPages,
+) -> anyhow::Result<()> {
+    let largest = blocks.iter().map(|block| u64::from(block.pages)).max();
+    // QEMU rounds up to eight bytes.
+    let bytes_max = largest.unwrap_or(0).div_ceil(64) * 8;
+    let mut parser = return_path::Parser::in_recovery(bytes_max);
+    let mut buffer = [0; 4096];
+    let mut found = 0;
+    while found < blocks.len() {
+        let count = socket.read(&mut buffer)?;
+        anyhow::ensure!(count > 0, "target QEMU closed its stream");
+        let mut told = Vec::new();
+        parser.push(&buffer[..count], &mut |message| told.push(message))?;
+        for message in told {
+            let return_path::Message::Bitmap { block: name, bits } = message else {
+                continue;
+            };
+            let place = blocks
+                .iter()
+                .position(|block| block.name.as_bytes() == name);
+            let Some(place) = place else {
+                anyhow::bail!("target QEMU names a block that does not exist");
+            };
+            let block = BlockId(u16::try_from(place)?);
+            for page in 0..blocks[place].pages {
+                let byte = bits.get(usize::try_from(page / 8)?);
+                if byte.is_none_or(|byte| byte >> (page % 8) & 1 == 0) {
+                    absent.insert_page(PageAddress { block, page });
+                }
+            }
+            found += 1;
+        }
+    }
+    Ok(())
+}
+
+fn read_return_path(
+    mut socket: UnixStream,
+    mut parser: return_path::Parser,
+    events: &mpsc::Sender<Fed>,
+) {
     let mut buffer = [0; 4096];
     let mut loaded = false;
     loop {
@@ -607,7 +696,8 @@ fn fed(message: return_path::Message) -> Option<Fed> {
             start,
             length,
         }),
-        return_path::Message::Bitmap { .. } | return_path::Message::ResumeAck => {
+        return_path::Message::ResumeAck => None,
+        return_path::Message::Bitmap { .. } => {
             Some(Fed::Failed("target QEMU speaks of a recovery".into()))
         }
     }

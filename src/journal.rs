@@ -41,9 +41,17 @@ pub(crate) enum Step {
     Intent {
         root: String,
         target_incarnation: u64,
+        /// The image, when pages of it stay behind for post-copy.
+        #[serde(default)]
+        blocks: Vec<(String, u32)>,
     },
     /// Target: Commit is accepted; `cont` may follow.
-    Committed { root: String },
+    Committed {
+        root: String,
+        /// The image, when pages of it are lacking.
+        #[serde(default)]
+        blocks: Vec<(String, u32)>,
+    },
     /// Target: this attempt will never run here.
     Refused { reason: String },
     /// Target: its QEMU is dead and never ran the guest.

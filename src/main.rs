@@ -23,6 +23,7 @@ mod progress;
 mod prove;
 mod relay;
 mod report;
+mod resumed;
 mod settling;
 mod shaping;
 mod shared;

@@ -8,13 +8,19 @@ use qemu_glue::qmp::{Client, RunState};
 use transport::session::{Next, Side, settle};
 use transport::wire::{AttemptId, Frame, Purpose, Role as WireRole, Verdict};
 
+use crate::control::socket_path;
 use crate::journal::{Entry, Journal, Role, Step, hex};
 use crate::peer::{Door, Me, Peer, send_frame};
+use crate::resumed::{self, Resumed};
+use crate::state_dir::StateDir;
 
 /// Between two questions to a side that does not know yet.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// The other side closes its journal within this.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// The guest runs at the target and may lack pages of the copy here.
+const HOLDING: &str = "at the peer, and needs pages from here";
 
 /// The operator's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,15 +34,16 @@ pub(crate) enum Word {
 pub(crate) struct Settling {
     journal: Journal,
     entry: Entry,
+    state: StateDir,
 }
 
 /// Before a new `receive` of the VM: an attempt whose `receive` died before Commit is refused for good,
 /// and its paused copy ends (S3).
-pub(crate) async fn refuse_stale(journal: Journal) -> anyhow::Result<Journal> {
+pub(crate) async fn refuse_stale(journal: Journal, state: &StateDir) -> anyhow::Result<Journal> {
     let Some(entry) = journal.latest().cloned() else {
         return Ok(journal);
     };
-    let mut settling = Settling::new(journal, entry);
+    let mut settling = Settling::new(journal, entry, state.clone());
     let unsaid = matches!(
         settling.entry.step,
         Step::Started | Step::Refused { .. } | Step::NeverRan { .. }
@@ -54,8 +61,12 @@ struct Qemu {
 }
 
 impl Settling {
-    pub(crate) fn new(journal: Journal, entry: Entry) -> Settling {
-        Settling { journal, entry }
+    pub(crate) fn new(journal: Journal, entry: Entry, state: StateDir) -> Settling {
+        Settling {
+            journal,
+            entry,
+            state,
+        }
     }
 
     /// Without contact: what the journal alone decides, or the operator's word. Returns where the
@@ -68,6 +79,9 @@ impl Settling {
         let step = self.entry.step.clone();
         let own = match (&step, self.entry.role) {
             (Step::Started, Role::Source) | (Step::SettledHere { .. }, _) => Word::Here,
+            (Step::Committed { blocks, .. }, _) if !blocks.is_empty() => bail!(
+                "the guest here may lack pages that only the other host has: use --listen or --to"
+            ),
             (Step::Committed { .. } | Step::Running, _) => Word::Here,
             (Step::Started, Role::Target)
             | (Step::Refused { .. } | Step::NeverRan { .. } | Step::SettledThere { .. }, _) => {
@@ -163,11 +177,74 @@ impl Settling {
         if self.entry.role == Role::Target {
             self.make_durable().await?;
         }
+        let fresh = match self.entry.step.clone() {
+            Step::Filling { blocks } => self.fill(door, me, &blocks).await?,
+            Step::Holding { blocks } => return self.hold(door, me, &blocks).await.map(Some),
+            Step::Started
+            | Step::Intent { .. }
+            | Step::Committed { .. }
+            | Step::Refused { .. }
+            | Step::NeverRan { .. }
+            | Step::Running
+            | Step::SettledHere { .. }
+            | Step::SettledThere { .. } => None,
+        };
+        if let Some(mut peer) = fresh {
+            let place = self.answer(&mut peer, me.attempt).await?;
+            let left = tokio::time::timeout(ANSWER_MAX, peer.sender.finish()).await;
+            tracing::debug!(acknowledged = left.is_ok(), "dialogue ended");
+            return Ok(Some(place));
+        }
         let mut peer = door.meet(me, purpose).await?;
         let place = match self.entry.role {
-            Role::Source => self.ask(&mut peer, me.attempt).await?,
+            Role::Source => match self.ask(&mut peer, me.attempt).await? {
+                Some(HOLDING) => {
+                    drop(peer);
+                    let Step::Holding { blocks } = self.entry.step.clone() else {
+                        return Ok(None);
+                    };
+                    return self.hold(door, me, &blocks).await.map(Some);
+                }
+                place => place,
+            },
             Role::Target => Some(self.answer(&mut peer, me.attempt).await?),
         };
+        let left = tokio::time::timeout(ANSWER_MAX, peer.sender.finish()).await;
+        tracing::debug!(acknowledged = left.is_ok(), "dialogue ended");
+        Ok(place)
+    }
+
+    /// The guest runs here and lacks pages: they are brought first.
+    async fn fill(
+        &mut self,
+        door: &Door,
+        me: &Me,
+        blocks: &[(String, u32)],
+    ) -> anyhow::Result<Option<Peer>> {
+        let qemu = self.qemu().await?;
+        let qemu = qemu.context("QEMU has ended, and with it the guest that lacked pages")?;
+        let socket = socket_path(&self.state, &self.entry.vm, "incoming")?;
+        let resumed = Resumed::new(&qemu.qmp, door, me, blocks)?;
+        let peer = resumed::fill(&resumed, &socket).await?;
+        self.append(Step::Running)?;
+        Ok(peer)
+    }
+
+    /// The guest runs at the peer and lacks pages that are here: it gets them, then this copy ends.
+    async fn hold(
+        &mut self,
+        door: &Door,
+        me: &Me,
+        blocks: &[(String, u32)],
+    ) -> anyhow::Result<&'static str> {
+        let qemu = self.qemu().await?;
+        let qemu = qemu.context("source QEMU has ended, and with it pages that the guest lacks")?;
+        let mut peer = resumed::hold(&Resumed::new(&qemu.qmp, door, me, blocks)?).await?;
+        let place = self.give_up("the target has every page").await?;
+        let attempt = me.attempt;
+        send_frame(&mut peer.sender, &Frame::Settled { attempt }).await?;
+        let closed = tokio::time::timeout(ANSWER_MAX, settled(&mut peer)).await;
+        tracing::debug!(closed = closed.is_ok(), "the target's journal");
         let left = tokio::time::timeout(ANSWER_MAX, peer.sender.finish()).await;
         tracing::debug!(acknowledged = left.is_ok(), "dialogue ended");
         Ok(place)
@@ -183,10 +260,15 @@ impl Settling {
                     reason: "its receive died before Commit".into(),
                 })
             }
-            Step::Committed { .. } => {
+            Step::Committed { ref blocks, .. } => {
+                let blocks = blocks.clone();
                 if self.qemu().await?.is_some() {
                     self.run_here().await?;
-                    self.append(Step::Running)?;
+                    // It runs; whether it has every page QEMU will say.
+                    self.append(match blocks.is_empty() {
+                        true => Step::Running,
+                        false => Step::Filling { blocks },
+                    })?;
                 }
                 Ok(())
             }
@@ -230,7 +312,16 @@ impl Settling {
             };
             let place = match settle(mine, verdict, epoch) {
                 Next::KeepHere | Next::RunHere => self.keep("the target's word").await?,
-                Next::LeaveThere => self.give_up("the target's word").await?,
+                Next::LeaveThere => {
+                    if let Step::Intent { blocks, .. } = &self.entry.step
+                        && !blocks.is_empty()
+                    {
+                        let blocks = blocks.clone();
+                        self.append(Step::Holding { blocks })?;
+                        return Ok(Some(HOLDING));
+                    }
+                    self.give_up("the target's word").await?
+                }
                 Next::PauseHere => self.pause().await?,
                 Next::AskAgain => {
                     tracing::info!(?verdict, "the target does not know yet");
@@ -279,6 +370,10 @@ impl Settling {
                         epoch,
                     };
                     send_frame(&mut peer.sender, &answer).await?;
+                    // A source that holds pages waits for this word; any other does without it.
+                    if verdict == Verdict::Running {
+                        send_frame(&mut peer.sender, &Frame::AllPages).await?;
+                    }
                 }
                 Frame::Settled { .. } => {
                     let runs_here = self.entry.verdict() == Verdict::Running;

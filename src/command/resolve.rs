@@ -56,7 +56,7 @@ pub(crate) async fn run(args: ResolveArgs) -> anyhow::Result<ExitCode> {
     let Some(entry) = journal.latest().cloned() else {
         return Err(unknown());
     };
-    let mut settling = Settling::new(journal, entry.clone());
+    let mut settling = Settling::new(journal, entry.clone(), state.clone());
     let done = match settle(&mut settling, &args, &entry, &state).await {
         Ok(done) => done,
         Err(error) => {

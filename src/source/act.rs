@@ -329,13 +329,11 @@ impl Driver {
                 Step::Intent {
                     root: hex(&root.0),
                     target_incarnation: *target_incarnation,
+                    blocks: self.blocks_if(self.left_behind > 0),
                 }
             }
             Mark::Holding => Step::Holding {
-                blocks: self
-                    .image
-                    .as_ref()
-                    .map_or(Vec::new(), |image| block_list(&image.layout)),
+                blocks: self.blocks_if(true),
             },
             Mark::Settled(Outcome::Arrived) => Step::SettledThere {
                 reason: "arrived".into(),
@@ -357,6 +355,14 @@ impl Driver {
                 tracing::debug!("the session has ended");
             }
         });
+    }
+
+    /// What a later process must know of the image, if pages stay behind.
+    fn blocks_if(&self, stay_behind: bool) -> Vec<(String, u32)> {
+        match &self.image {
+            Some(image) if stay_behind => block_list(&image.layout),
+            Some(_) | None => Vec::new(),
+        }
     }
 
     /// Brings a connection for the status dialogue, unless one is up or under way.

@@ -33,6 +33,7 @@ use crate::state_dir::StateDir;
 use crate::vm::Vm;
 pub(crate) use budget::MemoryBudget;
 use driver::{Driver, Start};
+pub(crate) use postcopy::Urgents;
 
 /// What `send` was asked for.
 #[derive(Debug, Clone)]

@@ -31,13 +31,13 @@ const URGENT_MAX: usize = 16;
 
 /// Answers faults beside the lanes.
 #[derive(Debug)]
-pub(super) struct Urgents {
+pub(crate) struct Urgents {
     wanted: mpsc::Sender<Vec<PageRun>>,
 }
 
 impl Urgents {
     /// Starts the thread that takes, reads and packs.
-    pub(super) fn start(
+    pub(crate) fn start(
         dirty: &Arc<DirtySet>,
         contents: &Arc<dyn Contents>,
         key: [u8; 32],
@@ -51,7 +51,8 @@ impl Urgents {
         Ok((Urgents { wanted }, urgent))
     }
 
-    fn ask(&self, runs: Vec<PageRun>) {
+    /// The target wants these pages.
+    pub(crate) fn ask(&self, runs: Vec<PageRun>) {
         if self.wanted.try_send(runs).is_err() {
             tracing::debug!("more faults than can be answered first: the lanes bring these pages");
         }

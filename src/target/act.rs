@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use transport::block::{BlockSpec, Layout};
+use transport::block::{AbsentPages, BlockSpec, Layout};
 use transport::quic::Connection;
 use transport::quic::driver::{TargetLanes, Workers, agree};
 use transport::session::target::{Action, Input, Mark, Phase};
@@ -135,7 +135,11 @@ impl Driver {
                 ..Elsewhere::default()
             };
             let sink = feeder.sink(0, elsewhere);
-            self.post_copy = Some(PostCopy::start(&layout, sink, self.secret)?);
+            let filling = Filling {
+                absent: Arc::new(AbsentPages::new(layout.clone())),
+                faults: Arc::default(),
+            };
+            self.post_copy = Some(PostCopy::start(&layout, sink, self.secret, filling)?);
         }
         self.layout = Some(layout);
         self.feeder = Some(feeder);
@@ -334,7 +338,10 @@ impl Driver {
             Mark::Committed { root, run_state } => {
                 let asked = self.options.stay_paused;
                 self.entry.paused = *run_state == RunState::Paused || asked;
-                Step::Committed { root: hex(&root.0) }
+                Step::Committed {
+                    root: hex(&root.0),
+                    blocks: self.blocks_if(self.is_filling()),
+                }
             }
             Mark::Refused(reason) => Step::Refused {
                 reason: reason.clone(),
@@ -343,10 +350,7 @@ impl Driver {
                 reason: reason.clone(),
             },
             Mark::Filling => Step::Filling {
-                blocks: self
-                    .layout
-                    .as_ref()
-                    .map_or(Vec::new(), |layout| block_list(layout)),
+                blocks: self.blocks_if(true),
             },
             Mark::Running => Step::Running,
             Mark::Settled => Step::SettledHere {
@@ -368,6 +372,14 @@ impl Driver {
                 tracing::debug!("the session has ended");
             }
         });
+    }
+
+    /// What a later process must know of the image, if pages are lacking.
+    fn blocks_if(&self, are_lacking: bool) -> Vec<(String, u32)> {
+        match &self.layout {
+            Some(layout) if are_lacking => block_list(layout),
+            Some(_) | None => Vec::new(),
+        }
     }
 
     /// `cont`, once (S3). RESUME says that it worked; so does QEMU when asked.

@@ -27,6 +27,7 @@ use crate::signals::Signals;
 use crate::state_dir::StateDir;
 use crate::vm::Vm;
 use driver::{Driver, Start};
+pub(crate) use postcopy::{Lacking, PostCopy, sinks, urgent_failed};
 
 /// What `receive` was asked for.
 #[derive(Debug, Clone)]
@@ -53,7 +54,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Outcome> {
     let name = vm.name(options.vm.as_deref()).await?;
     let journal = Journal::open(&options.state, &name)?;
     journal::refuse_unsettled(&journal)?;
-    let mut journal = settling::refuse_stale(journal).await?;
+    let mut journal = settling::refuse_stale(journal, &options.state).await?;
     let (control, requests) = ControlSocket::bind(&options.state, &name)?;
 
     let me = Me {

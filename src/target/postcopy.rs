@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use qemu_glue::stream::PAGE_SIZE;
 use tokio::sync::mpsc;
 use transport::block::{
@@ -20,7 +21,7 @@ use transport::wire::limits::{ABSENT_MAX_RANGES, MISSING_MAX_RUNS};
 
 use super::driver::Driver;
 use crate::faults::Faults;
-use crate::feed::{Elsewhere, FeedSink, Feeder};
+use crate::feed::{Elsewhere, FeedSink, Feeder, Filling};
 use crate::peer::send_frame;
 use crate::waiting::now;
 
@@ -29,7 +30,7 @@ const URGENT_MAX: usize = 16;
 
 /// What is lacking, and who brings it.
 #[derive(Debug)]
-pub(super) struct PostCopy {
+pub(crate) struct PostCopy {
     layout: Arc<Layout>,
     pub(super) absent: Arc<AbsentPages>,
     pub(super) faults: Arc<Faults>,
@@ -44,10 +45,11 @@ pub(super) struct PostCopy {
 
 impl PostCopy {
     /// Starts the thread that unpacks urgent pages.
-    pub(super) fn start(
+    pub(crate) fn start(
         layout: &Arc<Layout>,
         sink: FeedSink,
         key: [u8; 32],
+        filling: Filling,
     ) -> std::io::Result<Self> {
         let (urgent, waiting) = mpsc::channel(URGENT_MAX);
         let (told, failed) = mpsc::channel(1);
@@ -61,15 +63,42 @@ impl PostCopy {
                 }
             })?;
         Ok(Self {
-            absent: Arc::new(AbsentPages::new(layout.clone())),
+            absent: filling.absent,
+            faults: filling.faults,
             layout: layout.clone(),
-            faults: Arc::default(),
             urgent,
             failed,
             last_block: None,
             is_fed: false,
             pages: 0,
         })
+    }
+
+    /// QEMU waits for these bytes: what is to be done for it.
+    pub(crate) fn lacking(&mut self, block: Option<&[u8]>, start: u64, length: u32) -> Lacking {
+        let Some(at) = self.requested(block, start, length) else {
+            tracing::warn!(start, length, "target QEMU asks for what is no page");
+            return Lacking::Nothing;
+        };
+        match self.absent.fault(at) {
+            Fault::Wanted => {
+                self.faults.begin(at, now());
+                Lacking::Ask(vec![PageRun {
+                    first: at,
+                    count: 1,
+                }])
+            }
+            Fault::Never => Lacking::Never(at),
+            Fault::Waiting | Fault::Here => Lacking::Nothing,
+        }
+    }
+
+    /// Hands urgent pages to their thread.
+    pub(crate) async fn urgent(&self, digest: [u8; 16], runs: Vec<PageRun>, data: Bytes) {
+        let urgent = Urgent { digest, runs, data };
+        if self.urgent.send(urgent).await.is_err() {
+            tracing::debug!("urgent pages have ended");
+        }
     }
 
     /// Which page a request of QEMU's means.
@@ -91,8 +120,19 @@ impl PostCopy {
     }
 }
 
+/// What a fault asks for.
+#[derive(Debug)]
+pub(crate) enum Lacking {
+    /// The source has these pages.
+    Ask(Vec<PageRun>),
+    /// Nobody has it: it is zero.
+    Never(PageAddress),
+    /// It was asked for, or is here.
+    Nothing,
+}
+
 /// Waits for the thread's failure; for ever without post-copy.
-pub(super) async fn urgent_failed(post_copy: &mut Option<PostCopy>) -> String {
+pub(crate) async fn urgent_failed(post_copy: &mut Option<PostCopy>) -> String {
     match post_copy {
         Some(post_copy) => match post_copy.failed.recv().await {
             Some(detail) => detail,
@@ -121,14 +161,7 @@ impl Driver {
         } else if let Frame::Urgent { digest, runs, data } = frame
             && post_copy.is_fed
         {
-            let urgent = Urgent {
-                digest: *digest,
-                runs: runs.clone(),
-                data: data.clone(),
-            };
-            if post_copy.urgent.send(urgent).await.is_err() {
-                tracing::debug!("urgent pages have ended");
-            }
+            post_copy.urgent(*digest, runs.clone(), data.clone()).await;
         }
     }
 
@@ -155,31 +188,22 @@ impl Driver {
         let Some(post_copy) = &mut self.post_copy else {
             return;
         };
-        let Some(at) = post_copy.requested(block.as_deref(), start, length) else {
-            tracing::warn!(start, length, "target QEMU asks for what is no page");
-            return;
-        };
-        match post_copy.absent.fault(at) {
-            Fault::Wanted => {
-                post_copy.faults.begin(at, now());
-                let runs = vec![PageRun {
-                    first: at,
-                    count: 1,
-                }];
+        match post_copy.lacking(block.as_deref(), start, length) {
+            Lacking::Ask(runs) => {
                 if let Some(peer) = &mut self.peer
                     && let Err(error) = send_frame(&mut peer.sender, &Frame::Wanted { runs }).await
                 {
                     tracing::debug!(%error, "not asked for: it is lacking on the next connection");
                 }
             }
-            Fault::Never => {
+            Lacking::Never(at) => {
                 if let Some(feeder) = &self.feeder
                     && let Err(error) = feeder.never_announced(at)
                 {
                     tracing::debug!(%error, "QEMU's stream has ended");
                 }
             }
-            Fault::Waiting | Fault::Here => {}
+            Lacking::Nothing => {}
         }
     }
 
@@ -236,7 +260,7 @@ impl Driver {
 }
 
 /// One sink for each lane.
-pub(super) fn sinks(feeder: &Feeder, elsewhere: &Elsewhere) -> Vec<FeedSink> {
+pub(crate) fn sinks(feeder: &Feeder, elsewhere: &Elsewhere) -> Vec<FeedSink> {
     (0..LANES)
         .map(|lane| feeder.sink(lane, elsewhere.clone()))
         .collect()

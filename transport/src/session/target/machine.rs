@@ -187,11 +187,9 @@ impl Target {
                 },
             ) => self.layout(now, (head, blocks), (basis_ranges, post_copy)),
             (State::Preparing, Frame::Basis { digests }) => self.basis(now, &digests),
-            // The driver answers questions; they end before the guest stops.
-            (State::Receiving, Frame::Query { .. }) => {}
+            // The driver answers questions, which end before the guest stops, and has told the hook.
+            (State::Receiving, Frame::Query { .. } | Frame::Stopped) => {}
             (State::Waiting, Frame::Relay) => self.relay(now),
-            // The driver has told the hook.
-            (State::Receiving, Frame::Stopped) => {}
             (State::Receiving, Frame::Tail { data, raw_len }) => {
                 self.tail_piece(now, data, raw_len)
             }
@@ -232,10 +230,9 @@ impl Target {
             }
             (_, Frame::Ask { attempt, .. }) => self.answer(attempt),
             (state, frame) if self.is_of_post_copy(state, &frame) => {}
-            (State::Running, Frame::Settled { .. }) if self.absent_pages > 0 => {
-                tracing::warn!("the source says that it is done while pages are lacking");
-            }
-            (State::Running, Frame::Settled { attempt }) if attempt == self.config.attempt => {
+            (State::Running, Frame::Settled { attempt })
+                if attempt == self.config.attempt && self.absent_pages == 0 =>
+            {
                 self.act(Action::Send(Frame::Settled { attempt }));
                 self.act(Action::Journal(Mark::Settled));
                 self.finish(Outcome::Arrived);
