@@ -11,6 +11,7 @@ mod command;
 mod control;
 mod fault;
 mod faults;
+mod fed;
 mod feed;
 mod hook;
 mod journal;
