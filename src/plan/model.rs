@@ -27,6 +27,8 @@ pub(crate) struct Inputs {
     /// Bytes of IP both ways for each lane byte.
     pub(crate) wire_per_byte: f64,
     pub(crate) cores: f64,
+    /// Programs that want a core, by cores.
+    pub(crate) load: f64,
     /// Longest stop that is asked for.
     pub(crate) downtime_s: f64,
     /// What earlier moves teach.
@@ -93,6 +95,10 @@ const NEAR_ASKED: f64 = 0.9;
 /// each page of the guest, of its comparison and of QEMU's bitmaps.
 const STOP_FIXED_S: f64 = 0.02;
 const STOP_PER_PAGE_S: f64 = 0.53e-6;
+/// On a busy host each step of the stop waits for its turn: so much more for each program too many on a core,
+/// and at most.
+const STOP_PER_LOAD: f64 = 0.08;
+const STOP_LOAD_MAX: f64 = 1.5;
 /// Of one and a half round trips a part passes while something else is done.
 const STOP_RTTS: f64 = 1.1;
 /// What the rule of the session takes for both.
@@ -182,7 +188,9 @@ fn walk(inputs: &Inputs) -> Walk {
     let last_s = hot_s(LAST_LOOK_S) + broad_s(dirtying.broad_in(LAST_LOOK_S));
     let left_s = (last_s - STOP_WINDOW_S).max(0.0);
     let asked_s = left_s + POLICY_RTTS * inputs.rtt_s + POLICY_FIXED_S;
-    let least_s = STOP_RTTS * inputs.rtt_s + STOP_FIXED_S + STOP_PER_PAGE_S * inputs.pages_total;
+    let busy = (1.0 + STOP_PER_LOAD * (inputs.load - 1.0).max(0.0)).min(STOP_LOAD_MAX);
+    let fixed_s = (STOP_FIXED_S + STOP_PER_PAGE_S * inputs.pages_total) * busy;
+    let least_s = STOP_RTTS * inputs.rtt_s + fixed_s;
     let stop_s = least_s + left_s;
     let drained_s = 0.1 + inputs.rtt_s;
     let mut course = Course {
@@ -309,6 +317,7 @@ mod tests {
             rtt_s: 0.05,
             wire_per_byte: 1.08,
             cores: 2.0,
+            load: 0.5,
             downtime_s: 0.3,
             learned: Learned::default(),
         }
@@ -335,6 +344,7 @@ mod tests {
             check(&|inputs, by| inputs.rate_bytes_per_s /= by);
             check(&|inputs, by| inputs.costs.bytes_per_page *= by);
             check(&|inputs, by| inputs.rtt_s *= by);
+            check(&|inputs, by| inputs.load = by);
             check(&|inputs, by| inputs.dirtying.pages_per_s *= by.min(2.5));
         }
     }

@@ -8,6 +8,9 @@ use super::link::{LinkSeen, TargetSaid};
 use super::model::{Converges, Inputs, Prediction, Range};
 use super::{to_f64, to_u64};
 
+/// Programs for each core from which on a host is called busy.
+const BUSY: f64 = 1.5;
+
 /// What was found out beside the model's inputs.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
@@ -163,6 +166,12 @@ fn assumptions(facts: &Facts, inputs: &Inputs, prediction: &Prediction) -> Vec<S
         said.push(
             "the target will have the source's machine: it only answers probes now".to_owned(),
         );
+    }
+    if inputs.load > BUSY {
+        said.push(format!(
+            "this host stays as busy as it is: {:.1} programs want each of its cores",
+            inputs.load
+        ));
     }
     match inputs.learned.moves {
         0 => said.push(

@@ -240,6 +240,8 @@ async fn weigh(
             (Costs::unseen(), Dirtying::of_rate(qemu_bytes_per_s, bytes))
         }
     };
+    let cores =
+        std::thread::available_parallelism().map_or(2.0, |cores| to_f64(cores.get() as u64));
     let inputs = Inputs {
         pages_total: to_f64(facts.pages_total),
         costs,
@@ -247,9 +249,17 @@ async fn weigh(
         rate_bytes_per_s: rate,
         rtt_s: facts.link.rtt_min.as_secs_f64(),
         wire_per_byte: facts.link.sent_per_byte + facts.link.back_per_byte,
-        cores: std::thread::available_parallelism().map_or(2.0, |cores| to_f64(cores.get() as u64)),
+        cores,
+        load: load() / cores,
         downtime_s: options.downtime.as_secs_f64(),
         learned: Learned::default(),
     };
     Ok((facts, inputs))
+}
+
+/// Programs that wanted a core in the last minute; none where the system does not say.
+fn load() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let first = text.split_whitespace().next();
+    first.and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }
