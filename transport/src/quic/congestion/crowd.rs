@@ -12,12 +12,12 @@ use super::rounds::Round;
 
 /// Scale of the curve in packets / s^3, and what is left of a window after an overflow.
 const SCALE: f64 = 0.5;
-const LEFT: f64 = 0.77;
+const LEFT: f64 = 0.8;
 /// Packets per round by which a flow of TCP Reno would grow.
 const RENO_STEP: f64 = 0.65;
 /// Least and greatest window in bandwidth-delay products, see [`Crowd::gain`].
 const GAIN: (f64, f64) = (1.0, 2.0);
-const GAIN_FIRST: f64 = 1.2;
+const GAIN_FIRST: f64 = 1.5;
 /// Rounds after an overflow by which polite others have made room, and what the answer changes.
 const ANSWER_AFTER: u32 = 6;
 const GAIN_UP: f64 = 0.25;
