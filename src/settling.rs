@@ -240,6 +240,8 @@ impl Settling {
         let qemu = self.qemu().await?;
         let qemu = qemu.context("source QEMU has ended, and with it pages that the guest lacks")?;
         let mut peer = resumed::hold(&Resumed::new(&qemu.qmp, door, me, blocks)?).await?;
+        // A monitor takes one connection, and the end of QEMU needs it.
+        drop(qemu);
         let place = self.give_up("the target has every page").await?;
         let attempt = me.attempt;
         send_frame(&mut peer.sender, &Frame::Settled { attempt }).await?;

@@ -78,3 +78,51 @@ fn the_guest_runs_before_its_pages() -> anyhow::Result<()> {
 fn post_copy(pair: &Pair) -> anyhow::Result<Value> {
     Ok(pair.report("receive")?["post_copy"].clone())
 }
+
+/// `send` is killed when it hears that the guest runs: its QEMU holds the pages, and `resolve` sends them.
+#[test]
+fn send_is_killed_after_run() -> anyhow::Result<()> {
+    killed("pc-send", "source-before-retire")
+}
+
+fn killed(name: &str, point: &str) -> anyhow::Result<()> {
+    if !can_run()? {
+        return Ok(());
+    }
+    let mut pair = Pair::new(name, &Machine::small())?;
+    let fault = [("SCALEAWAY_FAULT", point), TRIED[0]];
+    let source_dies = point.starts_with("source-");
+    let (at_source, at_target) = match source_dies {
+        true => (&fault[..], &[][..]),
+        false => (&TRIED[..], &fault[..]),
+    };
+    let mut receive = pair.receive_with(&pair.client, &[], at_target)?;
+    let slower = [&STUCK[..4], &["--max-bandwidth", "20M"]].concat();
+    let mut send = pair.send_with(&pair.cloud, &slower, at_source)?;
+    let (victim, survivor, died, way) = match source_dies {
+        true => (&mut send, &mut receive, &pair.cloud, "--to"),
+        false => (&mut receive, &mut send, &pair.client, "--listen"),
+    };
+    assert_eq!(victim.wait(MOVE_MAX)?, -1, "{}", victim.output());
+    let status = died.status()?;
+    assert_eq!(status[0]["settled"], false, "{status}");
+    let vm = status[0]["vm"].as_str().unwrap_or_default().to_owned();
+    let resolved = died
+        .command(&["resolve", &vm, way, &pair.address()])
+        .output()?;
+    let story = String::from_utf8_lossy(&resolved.stderr).into_owned();
+    assert!(resolved.status.success(), "{story}\n{}", survivor.output());
+    assert_eq!(
+        survivor.wait(MOVE_MAX)?,
+        0,
+        "{story}\n{}",
+        survivor.output()
+    );
+    pair.source.wait_exit(Duration::from_secs(10))?;
+    assert_eq!(pair.target.control()?.verify()?.errors, 0, "{story}");
+    assert_eq!(pair.running_max(), 1);
+    for product in [&pair.cloud, &pair.client] {
+        assert_eq!(product.status()?[0]["settled"], true);
+    }
+    Ok(())
+}
