@@ -112,7 +112,7 @@ pub fn send(to: SocketAddr, congestion: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Receives one connection after the other for ever; one [`Total`] as JSON a line on stdout.
+/// Receives one connection after the other for ever; one `Total` as JSON a line on stdout.
 ///
 /// # Errors
 /// If the address cannot be used, or stdout is gone.

@@ -168,7 +168,7 @@ pub fn send(to: SocketAddr) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Receives for ever; one [`Arrival`] as JSON a line on stdout.
+/// Receives for ever; one `Arrival` as JSON a line on stdout.
 ///
 /// # Errors
 /// If the address cannot be used, or stdout is gone.
