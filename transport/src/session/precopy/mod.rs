@@ -238,11 +238,18 @@ fn held(seen: &Observation, policy: &Policy, since_armed: Option<Duration>) -> D
     }
 }
 
-/// Time in which the link takes all that is announced.
+/// Time in which the link takes all that waits for it.
 #[must_use]
 pub(super) fn drain_time(seen: &Observation) -> Duration {
-    let bytes = as_f64(seen.backlog_pages) * seen.page_cost_bytes + as_f64(seen.in_flight_bytes);
+    let bytes = as_f64(seen.backlog_pages) * seen.page_cost_bytes + waiting_bytes(seen);
     seconds(bytes / seen.rate_bytes_per_s.max(1.0))
+}
+
+/// What is in flight beyond the pipe. What fills that is on its way: its last byte takes half a
+/// round trip, and half a round trip and a telling later this side hears of it.
+fn waiting_bytes(seen: &Observation) -> f64 {
+    let pipe = seen.rate_bytes_per_s * (seen.rtt + TELLING / 2).as_secs_f64();
+    (as_f64(seen.in_flight_bytes) - pipe).max(0.0)
 }
 
 /// Stop to run, if an armed QEMU were told to stop the guest now: what is left on the link beyond
@@ -250,17 +257,13 @@ pub(super) fn drain_time(seen: &Observation) -> Duration {
 /// the fixed part.
 #[must_use]
 pub(super) fn predicted_stop(seen: &Observation, policy: &Policy) -> Duration {
-    // What fills the pipe is on its way: its last byte takes half a round trip, which is counted,
-    // and half a round trip and a telling later this side hears of it.
-    let pipe = seen.rate_bytes_per_s * (seen.rtt + TELLING / 2).as_secs_f64();
-    let waiting = (as_f64(seen.in_flight_bytes) - pipe).max(0.0);
     let unseen = match seen.steering {
         Steering::Armed { .. } => 0.0,
         Steering::Held { .. } => {
             seen.dirty_pages_per_s.unwrap_or(0.0) * (seen.since_sync + WINDOW).as_secs_f64()
         }
     };
-    let bytes = (as_f64(seen.backlog_pages) + unseen) * seen.page_cost_bytes + waiting;
+    let bytes = (as_f64(seen.backlog_pages) + unseen) * seen.page_cost_bytes + waiting_bytes(seen);
     seconds(bytes / seen.rate_bytes_per_s.max(1.0)) + stop_floor(seen.rtt, policy)
 }
 
