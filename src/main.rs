@@ -9,6 +9,7 @@ mod capture;
 mod cli;
 mod command;
 mod control;
+mod estimate;
 mod fault;
 mod faults;
 mod fed;

@@ -59,7 +59,8 @@ pub(crate) async fn xbzrle_is_on(vm: &Vm) -> anyhow::Result<bool> {
         .any(|had| had.capability == Capability::Xbzrle && had.state))
 }
 
-fn expected(layout: &Layout) -> Vec<ExpectedBlock> {
+/// The blocks that source and target agreed on, as QEMU must have them.
+pub(crate) fn expected(layout: &Layout) -> Vec<ExpectedBlock> {
     let blocks = layout.blocks().iter();
     blocks
         .map(|block| ExpectedBlock {

@@ -14,9 +14,10 @@ use transport::block::{
 };
 use transport::store::{BasisKey, ReplicaFile};
 
+use super::index;
 use super::link::{TargetSaid, Wanted};
 use super::sample::Sample;
-use super::{index, to_f64};
+use crate::estimate::to_f64;
 
 /// Ranges of the checkpoint that the target is asked for: 128 MiB.
 const RANGES_MAX: usize = 64;

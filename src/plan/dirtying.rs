@@ -5,7 +5,7 @@
 //! groups of neighbours hold a change says how large the broad set is.
 
 use super::sample::Look;
-use super::to_f64;
+use crate::estimate::to_f64;
 
 /// Hot pages have all changed after this.
 const HOT_S: f64 = 0.2;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::model::Middle;
-use super::to_f64;
+use crate::estimate::to_f64;
 use crate::state_dir::{StateDir, replace_file};
 
 /// Records that are kept.

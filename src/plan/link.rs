@@ -17,7 +17,7 @@ use transport::session::probe::{LinkMeter, MeasuredRate};
 use transport::wire::limits::{PROBE_MAX_BYTES, PROBE_MAX_MS};
 use transport::wire::{Frame, Offer};
 
-use super::to_f64;
+use crate::estimate::to_f64;
 use crate::peer::{Peer, send_frame};
 use crate::waiting::{next, now};
 

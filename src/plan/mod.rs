@@ -22,17 +22,3 @@ pub(crate) mod sample;
 fn index(number: u32) -> usize {
     usize::try_from(number).expect("usize holds 32 bits, see transport::block")
 }
-
-#[expect(clippy::cast_precision_loss, reason = "estimates need no 53rd bit")]
-fn to_f64(value: u64) -> f64 {
-    value as f64
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clamped first"
-)]
-fn to_u64(value: f64) -> u64 {
-    value.clamp(0.0, 1e18) as u64
-}

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::cost::Costs;
 use super::dirtying::Dirtying;
 use super::history::Learned;
-use super::to_u64;
+use crate::estimate::to_u64;
 
 /// What the model is told.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::link::{LinkSeen, TargetSaid};
 use super::model::{Converges, Inputs, Prediction, Range};
-use super::{to_f64, to_u64};
+use crate::estimate::{to_f64, to_u64};
 
 /// Programs for each core from which on a host is called busy.
 const BUSY: f64 = 1.5;

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use qemu_glue::memory::{ExpectedBlock, GuestMemory};
+use qemu_glue::memory::GuestMemory;
 use tokio::sync::{Notify, mpsc};
 use transport::block::{
-    AbsentPages, Contents, DirtySet, Disable, LEVEL_DEFAULT, Layout, PAGE_SIZE, PageAddress,
+    AbsentPages, Contents, DirtySet, Disable, LEVEL_DEFAULT, PAGE_SIZE, PageAddress,
 };
 use transport::quic::driver::{Held, LaneEvent, LaneSettings, SourceLanes, Workers};
 use transport::wire::{Frame, Purpose, Verdict};
 
 use super::Resumed;
+use crate::mapped;
 use crate::peer::{Peer, send_frame};
 use crate::source::Urgents;
 use crate::waiting::next;
@@ -155,7 +156,7 @@ struct Memory(GuestMemory);
 impl Memory {
     async fn open(resumed: &Resumed<'_>) -> anyhow::Result<Self> {
         let blocks = resumed.qmp.ram_blocks().await?;
-        let expected = expected(&resumed.layout);
+        let expected = mapped::expected(&resumed.layout);
         let memory = GuestMemory::open(resumed.qmp.peer_process(), &blocks, &expected);
         memory
             .map(Self)
@@ -169,14 +170,4 @@ impl Contents for Memory {
             .read_page(usize::from(at.block.0), at.page, into)
             .map_err(io::Error::other)
     }
-}
-
-fn expected(layout: &Layout) -> Vec<ExpectedBlock> {
-    let blocks = layout.blocks().iter();
-    blocks
-        .map(|block| ExpectedBlock {
-            name: block.name.clone(),
-            used_bytes: u64::from(block.pages) * PAGE_SIZE as u64,
-        })
-        .collect()
 }

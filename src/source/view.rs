@@ -5,6 +5,7 @@ use std::time::Duration;
 use transport::session::source::Sample;
 
 use super::driver::Driver;
+use crate::estimate::{to_f64, to_u64};
 use crate::progress::Snapshot;
 use crate::report::millis;
 use crate::trace::Look;
@@ -77,18 +78,4 @@ impl Driver {
         let t_ms = self.tally.elapsed_ms(now());
         self.trace.event(t_ms, event);
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "estimates need no 53rd bit")]
-fn to_f64(value: u64) -> f64 {
-    value as f64
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clamped first"
-)]
-fn to_u64(value: f64) -> u64 {
-    value.clamp(0.0, 1e18) as u64
 }
