@@ -12,7 +12,6 @@ mod control;
 mod estimate;
 mod fault;
 mod faults;
-mod fed;
 mod feed;
 mod hook;
 mod journal;
