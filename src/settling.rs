@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use qemu_glue::qmp::{Client, RunState};
+use qemu_glue::qmp::{Client, QmpError, RunState};
 use transport::session::{Next, Side, settle};
 use transport::wire::{AttemptId, Frame, Purpose, Role as WireRole, Verdict};
 
@@ -18,6 +18,9 @@ use crate::state_dir::StateDir;
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// The other side closes its journal within this.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// A main loop that waits for a page does not answer; any other does within this.
+const PROMPT_MAX: Duration = Duration::from_secs(2);
 
 /// The guest runs at the target and may lack pages of the copy here.
 const HOLDING: &str = "at the peer, and needs pages from here";
@@ -57,7 +60,27 @@ pub(crate) async fn refuse_stale(journal: Journal, state: &StateDir) -> anyhow::
 /// QEMU as the journal names it, if it still lives.
 struct Qemu {
     qmp: Client,
-    state: RunState,
+    /// The monitor's connection was its `receive`'s, and QEMU keeps it.
+    is_kept: bool,
+}
+
+impl Qemu {
+    /// False when its main loop waits for a page.
+    async fn answers(&self) -> anyhow::Result<bool> {
+        match self.qmp.with_timeout(PROMPT_MAX).query_status().await {
+            Ok(_) => Ok(true),
+            Err(QmpError::Timeout { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Others may use the monitor again.
+    async fn release(&self) -> anyhow::Result<()> {
+        if self.is_kept {
+            self.qmp.release().await?;
+        }
+        Ok(())
+    }
 }
 
 impl Settling {
@@ -179,6 +202,9 @@ impl Settling {
         }
         let fresh = match self.entry.step.clone() {
             Step::Filling { blocks } => self.fill(door, me, &blocks).await?,
+            Step::Committed { blocks, .. } if !blocks.is_empty() => {
+                self.fill(door, me, &blocks).await?
+            }
             Step::Holding { blocks } => return self.hold(door, me, &blocks).await.map(Some),
             Step::Started
             | Step::Intent { .. }
@@ -223,9 +249,20 @@ impl Settling {
     ) -> anyhow::Result<Option<Peer>> {
         let qemu = self.qemu().await?;
         let qemu = qemu.context("QEMU has ended, and with it the guest that lacked pages")?;
+        let mut is_told = matches!(self.entry.step, Step::Filling { .. });
+        if !is_told && qemu.answers().await? {
+            self.run(&qemu).await?;
+            let blocks = blocks.to_vec();
+            self.append(Step::Filling { blocks })?;
+            is_told = true;
+        }
         let socket = socket_path(&self.state, &self.entry.vm, "incoming")?;
         let resumed = Resumed::new(&qemu.qmp, door, me, blocks)?;
         let peer = resumed::fill(&resumed, &socket).await?;
+        if !is_told {
+            self.run(&qemu).await?;
+        }
+        qemu.release().await?;
         self.append(Step::Running)?;
         Ok(peer)
     }
@@ -262,21 +299,17 @@ impl Settling {
                     reason: "its receive died before Commit".into(),
                 })
             }
-            Step::Committed { ref blocks, .. } => {
-                let blocks = blocks.clone();
+            Step::Committed { ref blocks, .. } if blocks.is_empty() => {
                 if self.qemu().await?.is_some() {
                     self.run_here().await?;
-                    // It runs; whether it has every page QEMU will say.
-                    self.append(match blocks.is_empty() {
-                        true => Step::Running,
-                        false => Step::Filling { blocks },
-                    })?;
+                    self.append(Step::Running)?;
                 }
                 Ok(())
             }
             // Its receive may have died between the word and the end of QEMU: no copy survives (S3).
             Step::Refused { .. } | Step::NeverRan { .. } => self.end_qemu().await,
             Step::Intent { .. }
+            | Step::Committed { .. }
             | Step::Filling { .. }
             | Step::Holding { .. }
             | Step::Running
@@ -442,12 +475,18 @@ impl Settling {
                 self.entry.vm
             );
         };
+        self.run(&qemu).await?;
+        qemu.release().await
+    }
+
+    async fn run(&self, qemu: &Qemu) -> anyhow::Result<()> {
         let paused_before = self.entry.paused;
+        let state = qemu.qmp.query_status().await?.status;
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "any other state is for the operator"
         )]
-        match qemu.state {
+        match state {
             RunState::Running => Ok(()),
             _ if paused_before => Ok(()),
             RunState::PostMigrate | RunState::Paused | RunState::PreLaunch => {
@@ -475,16 +514,24 @@ impl Settling {
         if !self.entry.qemu.is_alive()? {
             return Ok(None);
         }
-        let (qmp, _events) = Client::connect(&self.entry.qmp)
-            .await
-            .with_context(|| format!("QEMU lives, its monitor {}", self.entry.qmp.display()))?;
+        let path = &self.entry.qmp;
+        let kept = Client::take_back(&self.entry.qemu, path).unwrap_or_else(|error| {
+            tracing::debug!(%error, "a new connection to the monitor");
+            None
+        });
+        let is_kept = kept.is_some();
+        let (qmp, _events) = match kept {
+            Some(kept) => kept,
+            None => Client::connect(path)
+                .await
+                .with_context(|| format!("QEMU lives, its monitor {}", path.display()))?,
+        };
         ensure!(
             *qmp.peer_process() == self.entry.qemu,
             "the monitor {} belongs to another QEMU",
             self.entry.qmp.display()
         );
-        let state = qmp.query_status().await?.status;
-        Ok(Some(Qemu { qmp, state }))
+        Ok(Some(Qemu { qmp, is_kept }))
     }
 
     fn append(&mut self, step: Step) -> anyhow::Result<()> {

@@ -22,6 +22,7 @@ const FIRST_PACE_BYTES_PER_S: u64 = 20_000_000;
 pub(crate) struct Vm {
     pub(crate) qmp: Client,
     pub(crate) path: PathBuf,
+    version: Version,
 }
 
 /// What source QEMU is and was before we touched it.
@@ -36,17 +37,17 @@ pub(crate) struct SourceState {
 impl Vm {
     pub(crate) async fn connect(path: &Path) -> anyhow::Result<(Vm, EventReceiver)> {
         let (qmp, events) = Client::connect(path).await?;
-        Ok((
-            Vm {
-                qmp,
-                path: path.to_owned(),
-            },
-            events,
-        ))
+        let greeting = qmp.greeting().context("QEMU's monitor has not greeted")?;
+        let vm = Vm {
+            version: greeting.version,
+            path: path.to_owned(),
+            qmp,
+        };
+        Ok((vm, events))
     }
 
     pub(crate) fn version(&self) -> Version {
-        self.qmp.greeting().version
+        self.version
     }
 
     /// The VM's UUID, or the operator's name for a VM that has none.
@@ -326,6 +327,24 @@ impl Vm {
             tracing::warn!("no post-copy: {error}");
         }
         Ok(set.is_ok())
+    }
+
+    /// QEMU keeps our connection to its monitor, and who comes after us can have it (S11).
+    pub(crate) async fn keep_monitor(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.qmp.has_oob(),
+            "QEMU's monitor has no out-of-band commands"
+        );
+        self.qmp.leave_with_qemu().await?;
+        let process = self.qmp.peer_process();
+        match Client::is_kept(process, &self.path) {
+            Ok(true) => Ok(()),
+            not => {
+                self.qmp.release().await?;
+                not?;
+                bail!("QEMU's monitor is not where it could be found again")
+            }
+        }
     }
 
     /// Stops the target and opens its incoming side.

@@ -80,12 +80,6 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
         (None, Some(address)) => Way::Listen(address),
         (None, None) => anyhow::bail!("give --to HOST:PORT or --listen ADDR:PORT"),
     };
-    let is_tried = std::env::var_os("SCALEAWAY_EXPERIMENT").is_some_and(|it| it == "post-copy");
-    if args.when_stuck == WhenStuck::PostCopy && !is_tried {
-        // A QEMU whose main loop waits for a page answers no monitor: a killed `receive` could not be
-        // followed by another one.
-        anyhow::bail!("--when-stuck post-copy is not offered yet: use force");
-    }
     let session = args.session;
     let done = source::run(Options {
         state: StateDir::open(&session.state)?,

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use qemu_glue::qmp::MigrationStatus;
+use anyhow::{Context, bail};
+use qemu_glue::qmp::{MigrationStatus, QmpError};
 use tokio::sync::mpsc;
 use transport::block::{AbsentPages, PageRun};
 use transport::quic::driver::{LaneFault, TargetLanes, Workers};
@@ -22,6 +22,8 @@ use crate::waiting::next;
 const MEET_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the source hears what is applied.
 const TICK: Duration = Duration::from_millis(20);
+/// A main loop that waits for a page does not answer; any other does within this.
+const PROMPT_MAX: Duration = Duration::from_secs(1);
 /// Looks at QEMU until it has noticed that its stream broke, or that it is complete.
 const LOOKS_MAX: u32 = 1000;
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -29,14 +31,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// Feeds QEMU until it has every page, and returns the connection on which the source is to hear it;
 /// `None` when it had all of them already.
 pub(crate) async fn fill(resumed: &Resumed<'_>, socket: &Path) -> anyhow::Result<Option<Peer>> {
-    if !broke(resumed).await? {
-        return Ok(None);
-    }
     if socket.exists() {
         std::fs::remove_file(socket)?;
     }
-    let uri = format!("unix:{}", socket.display());
-    resumed.qmp.migrate_recover(&uri).await?;
+    if !recovers(resumed, socket).await? {
+        return Ok(None);
+    }
     let stream = UnixStream::connect(socket)?;
     let absent = Arc::new(AbsentPages::new(resumed.layout.clone()));
     let filling = Filling {
@@ -74,21 +74,23 @@ pub(crate) async fn fill(resumed: &Resumed<'_>, socket: &Path) -> anyhow::Result
     }
 }
 
-/// Whether QEMU waits for another stream; false when it has every page.
-async fn broke(resumed: &Resumed<'_>) -> anyhow::Result<bool> {
+/// Makes QEMU listen for another stream, once it has noticed that its stream broke; false when it has
+/// every page. Its main loop may wait for a page, and then answers no question.
+async fn recovers(resumed: &Resumed<'_>, socket: &Path) -> anyhow::Result<bool> {
+    let uri = format!("unix:{}", socket.display());
+    let prompt = resumed.qmp.with_timeout(PROMPT_MAX);
     for _ in 0..LOOKS_MAX {
-        let info = resumed.qmp.query_migrate().await?;
-        if info.status == MigrationStatus::PostcopyPaused {
-            return Ok(true);
+        match resumed.qmp.migrate_recover(&uri).await {
+            Ok(()) => return Ok(true),
+            Err(error) => tracing::debug!(%error, "not yet"),
         }
-        if info.status == MigrationStatus::Completed {
-            return Ok(false);
+        match prompt.query_migrate().await.map(|info| info.status) {
+            Ok(MigrationStatus::Completed) => return Ok(false),
+            Ok(MigrationStatus::PostcopyActive | MigrationStatus::PostcopyPaused)
+            | Err(QmpError::Timeout { .. }) => {}
+            Ok(status) => bail!("target QEMU's load is {status}"),
+            Err(error) => return Err(error.into()),
         }
-        ensure!(
-            info.status == MigrationStatus::PostcopyActive,
-            "target QEMU's load is {}",
-            info.status
-        );
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
     bail!("target QEMU's stream is open: does a `receive` still live?")

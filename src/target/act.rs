@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
+use qemu_glue::qmp::QmpError;
 use tokio::sync::mpsc;
 use transport::block::{AbsentPages, BlockSpec, Layout};
 use transport::quic::Connection;
@@ -119,6 +120,7 @@ impl Driver {
             .vm
             .prepare_target(head, layout.blocks(), &path, post_copy)
             .await?;
+        let post_copy = post_copy && self.keep_monitor().await;
         let socket = UnixStream::connect(&path)?;
         let (feeder, fed) = Feeder::start(socket, head, layout.blocks(), post_copy)?;
         // QEMU must see every page that comes late: then all of them go through its stream (S11).
@@ -149,6 +151,15 @@ impl Driver {
             readable: self.kept.is_some() || self.tally.mapped,
             known_pages: self.open_shared().await?,
         })
+    }
+
+    /// Whoever comes after this process must reach a QEMU whose main loop waits for a page.
+    async fn keep_monitor(&self) -> bool {
+        let kept = self.vm.keep_monitor().await;
+        if let Err(error) = &kept {
+            tracing::warn!("no post-copy: {error:#}");
+        }
+        kept.is_ok()
     }
 
     /// Waits for the index of shared images; returns how many pages it can name.
@@ -297,7 +308,10 @@ impl Driver {
         let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
         tokio::spawn(async move {
             let input = match vm.wait_filled().await {
-                Ok(()) => Input::AllPages,
+                Ok(()) => {
+                    release_monitor(&vm).await;
+                    Input::AllPages
+                }
                 Err(detail) => Input::VmFailed(detail),
             };
             give(&inputs, input).await;
@@ -308,10 +322,15 @@ impl Driver {
     /// `paused` must follow.
     pub(super) fn check_loaded(&self) {
         let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
-        let is_filling = self.is_filling();
+        let (is_filling, keeps_monitor) = (self.is_filling(), self.post_copy.is_some());
         tokio::spawn(async move {
             let input = match vm.wait_loaded(is_filling).await {
-                Ok(()) => Input::VmLoaded,
+                Ok(()) => {
+                    if keeps_monitor && !is_filling {
+                        release_monitor(&vm).await;
+                    }
+                    Input::VmLoaded
+                }
                 Err(detail) => Input::VmFailed(detail),
             };
             give(&inputs, input).await;
@@ -427,6 +446,13 @@ impl Driver {
     }
 }
 
+/// Others may use the monitor again.
+async fn release_monitor(vm: &Vm) {
+    if let Err(error) = vm.qmp.release().await {
+        tracing::warn!(%error, "QEMU keeps its monitor's connection: the monitor serves nobody else");
+    }
+}
+
 /// Lane 0's bytes into target QEMU, in order, until the lane ends.
 async fn take_relay(
     connection: &Connection,
@@ -468,7 +494,8 @@ async fn continue_once(vm: &Vm) -> Input {
         tokio::time::sleep(ASK_INTERVAL).await;
         match vm.qmp.query_status().await {
             Ok(status) if status.running => return Input::VmResumed,
-            Ok(_) => {}
+            // A main loop that waits for a page answers when it has it.
+            Ok(_) | Err(QmpError::Timeout { .. }) => {}
             Err(error) => return Input::VmFailed(error.to_string()),
         }
     }

@@ -16,8 +16,10 @@ use tokio::time::timeout;
 use super::codec::Greeting;
 use super::error::{CloseReason, QmpError};
 use super::events::Event;
+use super::kept;
 use super::monitor::{Ends, Monitor, PENDING_MAX, REQUEST_MAX_BYTES, Reply, Request};
 use super::process::ProcessId;
+use super::socket::Socket;
 
 /// Time between two attempts while QEMU's queue of clients is full.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
@@ -54,7 +56,9 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Shared {
-    greeting: Greeting,
+    /// A kept connection had its greeting long ago.
+    greeting: Option<Greeting>,
+    has_oob: bool,
     process: ProcessId,
     next_id: AtomicU64,
     closed: Arc<OnceLock<CloseReason>>,
@@ -109,25 +113,99 @@ impl Client {
             waited: options.greeting_timeout,
         })??;
         tracing::debug!(version = %greeting.version, pid = process.pid, "monitor connected");
+        let has_oob = greeting.has_oob;
         let shared = Shared {
-            greeting,
+            greeting: Some(greeting),
+            has_oob,
             process,
             next_id: AtomicU64::new(1),
             closed: Arc::clone(&ends.closed),
             _task: task,
         };
+        let (client, events) = Self::with(shared, ends, options);
+        let enabled = match has_oob {
+            true => json!({ "enable": ["oob"] }),
+            false => json!({}),
+        };
+        client.execute("qmp_capabilities", enabled).await?;
+        Ok((client, events))
+    }
+
+    /// Goes on with a connection that its client has [left with QEMU](Client::leave_with_qemu);
+    /// `None` when `process` keeps none to the monitor at `path`, or is dead. Must be called on a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// [`QmpError::Kept`] when QEMU's open files cannot be looked at.
+    pub fn take_back(
+        process: &ProcessId,
+        path: &Path,
+    ) -> Result<Option<(Self, EventReceiver)>, QmpError> {
+        let options = Options::default();
+        let Some(descriptor) = kept::find(process, path)? else {
+            return Ok(None);
+        };
+        let socket = Socket::adopt(descriptor).map_err(|source| QmpError::Kept {
+            pid: process.pid,
+            source,
+        })?;
+        let (monitor, ends) = Monitor::kept(socket, options.events_max);
+        let shared = Shared {
+            greeting: None,
+            has_oob: true,
+            process: process.clone(),
+            // Another client's numbers, of which replies may still come, begin elsewhere.
+            next_id: AtomicU64::new(u64::from(std::process::id()) << 32),
+            closed: Arc::clone(&ends.closed),
+            _task: AbortOnDrop(tokio::spawn(monitor.run())),
+        };
+        tracing::debug!(pid = process.pid, "monitor connection taken back");
+        Ok(Some(Self::with(shared, ends, options)))
+    }
+
+    /// Whether [`Client::take_back`] would find a connection.
+    ///
+    /// # Errors
+    /// As [`Client::take_back`].
+    pub fn is_kept(process: &ProcessId, path: &Path) -> Result<bool, QmpError> {
+        kept::find(process, path).map(|found| found.is_some())
+    }
+
+    fn with(shared: Shared, ends: Ends, options: Options) -> (Self, EventReceiver) {
         let client = Self {
             requests: ends.requests,
             command_timeout: options.command_timeout,
             shared: Arc::new(shared),
         };
-        client.execute("qmp_capabilities", json!({})).await?;
         let events = EventReceiver {
             events: ends.events,
             closed: ends.closed,
             ended: false,
         };
-        Ok((client, events))
+        (client, events)
+    }
+
+    /// Gives QEMU our end of this connection to keep, so that it outlives this process: see
+    /// [`Client::take_back`]. The monitor serves nobody else until [`Client::release`].
+    ///
+    /// # Errors
+    /// Any [`QmpError`] but those of connecting.
+    pub async fn leave_with_qemu(&self) -> Result<(), QmpError> {
+        let arguments = json!({ "fdname": kept::NAME });
+        let request = Command {
+            with_socket: true,
+            ..Command::new("getfd", &arguments)
+        };
+        self.exchange(request).await.map(drop)
+    }
+
+    /// QEMU keeps this connection no longer.
+    ///
+    /// # Errors
+    /// Any [`QmpError`] but those of connecting.
+    pub async fn release(&self) -> Result<(), QmpError> {
+        let arguments = json!({ "fdname": kept::NAME });
+        self.execute("closefd", arguments).await.map(drop)
     }
 
     /// The same connection with another limit for replies.
@@ -139,9 +217,14 @@ impl Client {
         }
     }
 
-    /// What QEMU said first: version and package.
-    pub fn greeting(&self) -> &Greeting {
-        &self.shared.greeting
+    /// What QEMU said first; `None` on a connection that was taken back.
+    pub fn greeting(&self) -> Option<&Greeting> {
+        self.shared.greeting.as_ref()
+    }
+
+    /// Whether commands that may be executed out of band are: they need no main loop.
+    pub fn has_oob(&self) -> bool {
+        self.shared.has_oob
     }
 
     /// The process that opened the monitor's socket: QEMU, unless it was started with a socket
@@ -159,8 +242,25 @@ impl Client {
     /// Any [`QmpError`] but those of connecting; [`QmpError::may_have_run`] tells whether the
     /// command may have had its effect.
     pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.exchange(Command::new(command, &arguments)).await
+    }
+
+    /// [`Client::execute`] beside QEMU's main loop, for the few commands that QEMU allows there; in
+    /// the loop if the monitor cannot.
+    ///
+    /// # Errors
+    /// As [`Client::execute`].
+    pub async fn execute_oob(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let request = Command {
+            out_of_band: self.shared.has_oob,
+            ..Command::new(command, &arguments)
+        };
+        self.exchange(request).await
+    }
+
+    async fn exchange(&self, command: Command<'_>) -> Result<Value, QmpError> {
         let (reply, waiting) = oneshot::channel();
-        let request = self.request(command, &arguments, reply)?;
+        let request = self.request(&command, reply)?;
         // True from the moment at which the monitor task may see the request.
         let mut handed_over = false;
         let exchange = async {
@@ -171,7 +271,7 @@ impl Client {
         };
         let waited = self.command_timeout;
         let reply = timeout(waited, exchange).await;
-        let command = command.to_owned();
+        let command = command.name.to_owned();
         match reply {
             Ok(Some(Reply::Done(value))) => Ok(value),
             Ok(Some(Reply::Refused { class, description })) => Err(QmpError::Refused {
@@ -209,21 +309,29 @@ impl Client {
 
     fn request(
         &self,
-        command: &str,
-        arguments: &Value,
+        command: &Command<'_>,
         reply: oneshot::Sender<Reply>,
     ) -> Result<Request, QmpError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let message = json!({ "execute": command, "arguments": arguments, "id": id });
+        let verb = match command.out_of_band {
+            true => "exec-oob",
+            false => "execute",
+        };
+        let message = json!({ verb: command.name, "arguments": command.arguments, "id": id });
         let mut line = message.to_string().into_bytes();
         line.push(b'\n');
         if line.len() > REQUEST_MAX_BYTES {
             return Err(QmpError::RequestTooLong {
-                command: command.to_owned(),
+                command: command.name.to_owned(),
                 request_max_bytes: REQUEST_MAX_BYTES,
             });
         }
-        Ok(Request { id, line, reply })
+        Ok(Request {
+            id,
+            line,
+            with_socket: command.with_socket,
+            reply,
+        })
     }
 }
 
@@ -255,6 +363,26 @@ impl EventReceiver {
     }
 }
 
+/// What is asked, and how.
+#[derive(Debug, Clone, Copy)]
+struct Command<'a> {
+    name: &'a str,
+    arguments: &'a Value,
+    out_of_band: bool,
+    with_socket: bool,
+}
+
+impl<'a> Command<'a> {
+    fn new(name: &'a str, arguments: &'a Value) -> Self {
+        Self {
+            name,
+            arguments,
+            out_of_band: false,
+            with_socket: false,
+        }
+    }
+}
+
 /// A connection that has its greeting.
 struct Greeted {
     greeting: Greeting,
@@ -281,7 +409,7 @@ async fn greeted(path: &Path, events_max: usize) -> Result<Greeted, QmpError> {
         }
     };
     let process = ProcessId::of_peer(&socket)?;
-    let (monitor, mut ends) = Monitor::new(socket, events_max.max(1));
+    let (monitor, mut ends) = Monitor::new(Socket::new(socket), events_max.max(1));
     let task = AbortOnDrop(tokio::spawn(monitor.run()));
     match (&mut ends.greeting).await {
         Ok(greeting) => Ok(Greeted {

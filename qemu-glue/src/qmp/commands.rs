@@ -233,7 +233,10 @@ impl Client {
     /// Makes a QEMU that was started with `-incoming defer` listen at `uri`. A failed load leaves
     /// the process where that can be asked for (9.1 and later), so that its error can be read.
     pub async fn migrate_incoming(&self, uri: &str) -> Result<(), QmpError> {
-        let arguments = if self.greeting().version.at_least(9, 1) {
+        let is_new = self
+            .greeting()
+            .is_some_and(|greeting| greeting.version.at_least(9, 1));
+        let arguments = if is_new {
             json!({ "uri": uri, "exit-on-error": false })
         } else {
             json!({ "uri": uri })
@@ -241,9 +244,12 @@ impl Client {
         self.perform("migrate-incoming", arguments).await
     }
 
-    /// Makes a target whose post-copy stream broke (`postcopy-paused`) listen at `uri` for another.
+    /// Makes a target whose post-copy stream broke (`postcopy-paused`) listen at `uri` for another,
+    /// even while its main loop waits for a page.
     pub async fn migrate_recover(&self, uri: &str) -> Result<(), QmpError> {
-        self.perform("migrate-recover", json!({ "uri": uri })).await
+        let arguments = json!({ "uri": uri });
+        let recovered = self.execute_oob("migrate-recover", arguments).await;
+        recovered.map(drop)
     }
 
     /// Cancels a migration that goes out; without one it does nothing. Returns before it is done.

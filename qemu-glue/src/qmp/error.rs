@@ -83,6 +83,18 @@ pub enum QmpError {
         /// The limit.
         request_max_bytes: usize,
     },
+    /// Nobody could look at what QEMU keeps.
+    #[error(
+        "cannot look at the open files of QEMU (pid {pid}), which may keep its monitor's connection \
+         (run as root, or as QEMU's user)"
+    )]
+    Kept {
+        /// The process.
+        pid: u32,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The process at the other end of the socket could not be named.
     #[error("cannot tell which process owns QEMU's monitor")]
     Process(#[from] ProcessError),
@@ -99,6 +111,7 @@ impl QmpError {
             | Self::Refused { .. }
             | Self::TooManyPending { .. }
             | Self::RequestTooLong { .. }
+            | Self::Kept { .. }
             | Self::Process(_) => false,
         }
     }

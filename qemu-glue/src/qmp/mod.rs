@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Reading order: [`codec`] (pure), `monitor` (the task), [`client`], [`commands`], [`events`],
-//! [`names`] (closed sets of names with a place for the unknown), [`process`] (which process is it?).
+//! [`names`] (closed sets of names with a place for the unknown), [`process`] (which process is it?),
+//! `kept` (a connection that outlives its client).
 //!
 //! Promises, each with a test: a monitor that dies is an error for every pending and later call and
 //! a last event, never a hang; a reply that does not come in time is [`QmpError::Timeout`], and says
@@ -19,9 +20,11 @@ pub mod codec;
 pub mod commands;
 mod error;
 pub mod events;
+mod kept;
 mod monitor;
 pub mod names;
 pub mod process;
+mod socket;
 
 pub use client::{Client, EventReceiver, Options};
 pub use codec::{CodecError, Greeting, Timestamp, Version};

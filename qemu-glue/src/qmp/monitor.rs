@@ -5,14 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use super::codec::{Codec, Greeting, Message};
 use super::error::CloseReason;
 use super::events::{Event, EventKind};
+use super::socket::Socket;
 
 /// Longest request. Ours have a few hundred bytes.
 pub(super) const REQUEST_MAX_BYTES: usize = 64 << 10;
@@ -31,6 +29,8 @@ pub(super) struct Request {
     pub(super) id: u64,
     /// The whole line.
     pub(super) line: Vec<u8>,
+    /// The socket itself goes along.
+    pub(super) with_socket: bool,
     pub(super) reply: oneshot::Sender<Reply>,
 }
 
@@ -45,15 +45,16 @@ pub(super) enum Reply {
 /// State of the task.
 #[derive(Debug)]
 pub(super) struct Monitor {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    socket: Socket,
     codec: Codec,
     requests: mpsc::Receiver<Request>,
     /// Bytes that QEMU has not taken, at most [`OUTGOING_MAX_BYTES`] + [`REQUEST_MAX_BYTES`].
     outgoing: Vec<u8>,
     pending: BTreeMap<u64, oneshot::Sender<Reply>>,
-    /// Taken by the greeting.
+    /// Taken by the greeting; the client of a kept connection has had it.
     greeting: Option<oneshot::Sender<Greeting>>,
+    /// Replies may come that another client waited for.
+    is_kept: bool,
     events: mpsc::Sender<Event>,
     closed: Arc<OnceLock<CloseReason>>,
 }
@@ -76,20 +77,20 @@ enum Step {
 }
 
 impl Monitor {
-    pub(super) fn new(socket: UnixStream, events_max: usize) -> (Self, Ends) {
-        let (read, write) = socket.into_split();
+    /// A connection that begins with QEMU's greeting.
+    pub(super) fn new(socket: Socket, events_max: usize) -> (Self, Ends) {
         let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
         let (events, events_out) = mpsc::channel(events_max);
         let (greeting, greeting_out) = oneshot::channel();
         let closed = Arc::new(OnceLock::new());
         let monitor = Self {
-            read,
-            write,
+            socket,
             codec: Codec::new(),
             requests,
             outgoing: Vec::new(),
             pending: BTreeMap::new(),
             greeting: Some(greeting),
+            is_kept: false,
             events,
             closed: Arc::clone(&closed),
         };
@@ -98,6 +99,18 @@ impl Monitor {
             greeting: greeting_out,
             events: events_out,
             closed,
+        };
+        (monitor, ends)
+    }
+
+    /// A connection that another client began and left at any byte.
+    pub(super) fn kept(socket: Socket, events_max: usize) -> (Self, Ends) {
+        let (monitor, ends) = Self::new(socket, events_max);
+        let monitor = Self {
+            codec: Codec::mid_line(),
+            greeting: None,
+            is_kept: true,
+            ..monitor
         };
         (monitor, ends)
     }
@@ -122,8 +135,8 @@ impl Monitor {
         let mut messages = Vec::new();
         loop {
             let step = tokio::select! {
-                result = self.read.read(&mut buffer) => Step::Read(result),
-                result = self.write.write(&self.outgoing), if !self.outgoing.is_empty() => {
+                result = self.socket.read(&mut buffer) => Step::Read(result),
+                result = self.socket.write(&self.outgoing), if !self.outgoing.is_empty() => {
                     Step::Written(result)
                 }
                 request = self.requests.recv(), if self.outgoing.len() < OUTGOING_MAX_BYTES => {
@@ -147,6 +160,9 @@ impl Monitor {
                 Step::Written(Ok(count)) => {
                     self.outgoing.drain(..count);
                 }
+                Step::Request(Some(request)) if request.with_socket => {
+                    self.hand_over(request).await?;
+                }
                 Step::Request(Some(request)) => self.accept(request),
                 Step::Request(None) => return Err(CloseReason::Dropped),
                 Step::Read(Err(error)) | Step::Written(Err(error)) => {
@@ -168,6 +184,20 @@ impl Monitor {
         }
         self.outgoing.extend_from_slice(&request.line);
         self.pending.insert(request.id, request.reply);
+    }
+
+    /// Queues a request that takes the socket along: with its first byte, so all before it goes first.
+    async fn hand_over(&mut self, request: Request) -> Result<(), CloseReason> {
+        let ended = |error: std::io::Error| close_reason(&error);
+        while !self.outgoing.is_empty() {
+            let count = self.socket.write(&self.outgoing).await.map_err(ended)?;
+            self.outgoing.drain(..count);
+        }
+        let sent = self.socket.write_with_itself(&request.line).await;
+        let rest = sent.map_err(ended)?;
+        self.accept(request);
+        self.outgoing.drain(..rest.min(self.outgoing.len()));
+        Ok(())
     }
 
     fn dispatch(&mut self, message: Message) -> Result<(), CloseReason> {
@@ -215,6 +245,9 @@ impl Monitor {
 
     fn answer(&mut self, id: Option<u64>, reply: Reply) -> Result<(), CloseReason> {
         let waiting = id.and_then(|id| self.pending.remove(&id));
+        if waiting.is_none() && self.is_kept {
+            return Ok(());
+        }
         let waiting = waiting.ok_or(CloseReason::UnexpectedReply)?;
         if waiting.send(reply).is_err() {
             tracing::debug!(id, "reply to a command that had timed out");

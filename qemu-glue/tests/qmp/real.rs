@@ -12,7 +12,7 @@ use qemu_glue::memory::{ExpectedBlock, GuestMemory, MemoryError};
 use qemu_glue::qmp::commands::CapabilityState;
 use qemu_glue::qmp::{
     Capability, Client, CloseReason, EventKind, EventReceiver, MigrationParameters,
-    MigrationStatus, Options, ProcessId, QmpError, RunState,
+    MigrationStatus, Options, ProcessId, QmpError, RunState, Version,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -28,7 +28,7 @@ async fn identity() {
         return;
     };
     let (client, _events) = qemu.connect().await;
-    let version = client.greeting().version;
+    let version = version_of(&client);
     assert!(version.at_least(7, 2), "{version}");
     assert_eq!(client.query_uuid().await.unwrap(), UUID);
     assert_eq!(
@@ -47,6 +47,51 @@ async fn identity() {
     client.announce_self().await.unwrap();
     client.quit().await.unwrap();
     assert!(client.peer_process().wait_dead(LIMIT).await.unwrap());
+}
+
+/// A connection that was left with QEMU outlives its client, keeps others out, and goes on where the
+/// next client takes it back; released, it ends with that client.
+#[tokio::test]
+async fn a_connection_outlives_its_client() {
+    let Some(qemu) = Qemu::start(&[]) else { return };
+    let (client, _events) = qemu.connect().await;
+    assert!(client.has_oob());
+    assert!(!Client::is_kept(&qemu.process, &qemu.monitor).unwrap());
+    client.leave_with_qemu().await.unwrap();
+    assert_eq!(
+        client.query_status().await.unwrap().status,
+        RunState::PreLaunch
+    );
+    drop(client);
+    let options = Options {
+        greeting_timeout: Duration::from_millis(300),
+        ..Options::default()
+    };
+    let busy = Client::connect_with(&qemu.monitor, options).await;
+    assert!(
+        matches!(busy, Err(QmpError::MonitorBusy { .. })),
+        "{busy:?}"
+    );
+    for _ in 0..2 {
+        let kept = Client::take_back(&qemu.process, &qemu.monitor).unwrap();
+        let (client, _events) = kept.expect("QEMU keeps it");
+        assert_eq!(
+            client.query_status().await.unwrap().status,
+            RunState::PreLaunch
+        );
+        let recovered = client.migrate_recover("unix:/nowhere").await;
+        assert!(
+            matches!(recovered, Err(QmpError::Refused { .. })),
+            "{recovered:?}"
+        );
+    }
+    let kept = Client::take_back(&qemu.process, &qemu.monitor).unwrap();
+    let (client, _events) = kept.expect("QEMU keeps it");
+    client.release().await.unwrap();
+    assert!(!Client::is_kept(&qemu.process, &qemu.monitor).unwrap());
+    drop(client);
+    let (client, _events) = qemu.connect().await;
+    client.quit().await.unwrap();
 }
 
 const UUID: &str = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
@@ -83,7 +128,7 @@ async fn capabilities_and_parameters() {
         parameters.max_bandwidth_bytes_per_s
     );
     assert_eq!(read.cpu_throttle_initial, parameters.cpu_throttle_initial);
-    let has_switchover_bandwidth = client.greeting().version.at_least(8, 2);
+    let has_switchover_bandwidth = version_of(&client).at_least(8, 2);
     assert_eq!(
         read.avail_switchover_bandwidth_bytes_per_s.is_some(),
         has_switchover_bandwidth
@@ -182,7 +227,7 @@ async fn migration_in_that_fails() {
             break;
         }
     }
-    if client.greeting().version.at_least(9, 1) {
+    if version_of(&client).at_least(9, 1) {
         let info = client.query_migrate().await.unwrap();
         assert_eq!(info.status, MigrationStatus::Failed);
         assert!(info.error_desc.is_some());
@@ -290,7 +335,7 @@ async fn s10_memory_read_from_outside_is_the_guests() {
     let process = client.peer_process();
     let memory = GuestMemory::open_known(process, &blocks, &expected).unwrap();
     let result = GuestMemory::open(process, &blocks, &expected);
-    if client.greeting().version.at_least(8, 0) {
+    if version_of(&client).at_least(8, 0) {
         assert!((0..blocks.len()).all(|block| memory.is_open(block)));
         result.unwrap();
     } else {
@@ -422,4 +467,8 @@ impl Drop for Qemu {
             self.signal(Signal::KILL);
         }
     }
+}
+
+fn version_of(client: &Client) -> Version {
+    client.greeting().expect("a new connection").version
 }

@@ -46,6 +46,8 @@ pub struct Greeting {
     pub version: Version,
     /// The packager's name of the build, may be empty.
     pub package: String,
+    /// Commands may be executed out of band.
+    pub has_oob: bool,
 }
 
 /// A version of QEMU, ordered as one expects.
@@ -100,6 +102,8 @@ struct Fields {
 #[derive(Deserialize)]
 struct GreetingFields {
     version: VersionFields,
+    #[serde(default)]
+    capabilities: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -144,6 +148,7 @@ pub(super) fn parse(line: &[u8]) -> Result<Option<Message>, CodecError> {
         (Some(greeting), None, None, None) => Message::Greeting(Greeting {
             version: greeting.version.qemu,
             package: greeting.version.package,
+            has_oob: greeting.capabilities.iter().any(|name| name == "oob"),
         }),
         (None, Some(value), None, None) => Message::Return { id, value },
         (None, None, Some(error), None) => Message::Error {

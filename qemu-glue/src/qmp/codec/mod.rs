@@ -34,6 +34,8 @@ pub enum CodecError {
 pub struct Codec {
     /// The line that has begun, without its end; at most [`LINE_MAX_BYTES`].
     line: Vec<u8>,
+    /// Begun by another reader: its first line may be the rest of one.
+    is_mid_line: bool,
     broken: Option<CodecError>,
 }
 
@@ -41,6 +43,14 @@ impl Codec {
     /// A codec at the start of a connection.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A codec for a connection that another reader has left at any byte.
+    pub fn mid_line() -> Self {
+        Self {
+            is_mid_line: true,
+            ..Self::default()
+        }
     }
 
     /// Takes the next bytes and appends the messages that they complete.
@@ -61,9 +71,13 @@ impl Codec {
         while let Some(end) = input.iter().position(|&byte| byte == b'\n') {
             let (head, rest) = input.split_at(end);
             self.extend_line(head)?;
-            if let Some(message) = message::parse(&self.line)? {
-                messages.push(message);
+            match message::parse(&self.line) {
+                Ok(message) => messages.extend(message),
+                // No rest of a line is a message: it closes more than it opens.
+                Err(_) if self.is_mid_line => {}
+                Err(error) => return Err(error),
             }
+            self.is_mid_line = false;
             self.line.clear();
             input = rest.get(1..).unwrap_or_default();
         }

@@ -30,6 +30,7 @@ fn real_lines() {
         Message::Greeting(Greeting {
             version,
             package: "Debian 1:10.0.2".to_owned(),
+            has_oob: true,
         }),
         Message::Return {
             id: Some(1),
@@ -200,4 +201,25 @@ fn check_bad(line: &[u8], expected: &CodecError) {
             value: json!({})
         }]
     );
+}
+
+/// Another reader's last line is passed over wherever it was cut; only the first one may be bad.
+#[test]
+fn a_line_begun_by_another_reader() {
+    let line =
+        br#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "E", "data": {"a": {}}}"#;
+    let next = b"\n{\"return\": {}, \"id\": 9}\n";
+    for cut in 0..=line.len() {
+        let mut codec = Codec::mid_line();
+        let mut messages = Vec::new();
+        let input = [&line[cut..], next].concat();
+        codec.push(&input, &mut messages).unwrap();
+        let expected = if cut == 0 { 2 } else { 1 };
+        assert_eq!(messages.len(), expected, "cut at {cut}");
+        assert!(matches!(
+            messages.last(),
+            Some(Message::Return { id: Some(9), .. })
+        ));
+        assert!(codec.push(b"bad\n", &mut messages).is_err());
+    }
 }
