@@ -22,7 +22,7 @@ use qemu_glue::stream::{
     return_path, xbzrle,
 };
 use tokio::sync::{Notify, mpsc};
-use transport::block::{BlockId, BlockSpec, Contents, DirtySet, Layout, PageAddress};
+use transport::block::{BlockId, BlockSpec, Contents, DirtySet, Heat, Layout, PageAddress};
 use transport::wire::limits::{HEAD_MAX_BYTES, TAIL_MAX_BYTES};
 use transport::wire::{Frame, tail};
 
@@ -65,6 +65,7 @@ pub(crate) enum Captured {
 pub(crate) struct Image {
     pub(crate) layout: Arc<Layout>,
     pub(crate) dirty: Arc<DirtySet>,
+    pub(crate) heat: Arc<Heat>,
     pub(crate) memory: Arc<SourceMemory>,
 }
 
@@ -367,6 +368,7 @@ impl Reader {
         let layout = Arc::new(layout);
         let image = Image {
             dirty: Arc::new(DirtySet::new(layout.clone())),
+            heat: Arc::new(Heat::new(layout.clone())),
             memory: Arc::new(memory),
             layout,
         };
@@ -423,12 +425,15 @@ impl Reader {
             }
         }
         image.dirty.mark_data(at);
+        image.heat.note(at);
         self.announced()
     }
 
     fn zero(&mut self, at: PageAddress) -> Result<(), CaptureError> {
         self.flush_run()?;
-        self.image()?.dirty.mark_zero(at);
+        let image = self.image()?;
+        image.dirty.mark_zero(at);
+        image.heat.note(at);
         self.zeroed.set(at, true);
         self.announced()
     }
@@ -460,7 +465,9 @@ impl Reader {
         image.memory.write(first, &self.run)?;
         let pages = u32::try_from(self.run.len() / PAGE_SIZE).unwrap_or(0);
         for page in first.page..first.page + pages {
-            image.dirty.mark_data(PageAddress { page, ..first });
+            let at = PageAddress { page, ..first };
+            image.dirty.mark_data(at);
+            image.heat.note(at);
         }
         self.run.clear();
         Ok(())

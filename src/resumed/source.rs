@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use qemu_glue::memory::GuestMemory;
 use tokio::sync::{Notify, mpsc};
 use transport::block::{
-    AbsentPages, Contents, DirtySet, Disable, LEVEL_DEFAULT, PAGE_SIZE, PageAddress,
+    AbsentPages, Contents, DirtySet, Disable, LEVEL_DEFAULT, PAGE_SIZE, PageAddress, push_order,
 };
 use transport::quic::driver::{Held, LaneEvent, LaneSettings, SourceLanes, Workers};
 use transport::wire::{Frame, Purpose, Verdict};
@@ -140,6 +140,7 @@ async fn begin(
         Arc::new(Notify::new()),
     )?;
     lanes.begin_last_round();
+    lanes.set_order(&push_order(&dirty, |_| 0), 0);
     lanes.set_budget(FLIGHT_BYTES);
     Ok(Serving {
         urgents,

@@ -69,6 +69,7 @@ impl Driver {
                 }
             }
             Action::FlushLanes { barrier } => {
+                self.order_pages();
                 if let Some(lanes) = &self.lanes {
                     lanes.flush(barrier);
                 }

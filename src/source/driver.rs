@@ -36,6 +36,8 @@ use crate::waiting::{next, now, sleep_until};
 const TICK: Duration = Duration::from_millis(20);
 /// How often the link is measured (it copies the congestion controller).
 const LINK_TICKS: u32 = 12;
+/// A period of the guest's writing, for the order of post-copy.
+const HEAT_TICKS: u32 = 50;
 /// How often a trace gets a line.
 const TRACE_TICKS: u32 = 5;
 /// Results of started work that may wait.
@@ -116,7 +118,7 @@ pub(super) struct Driver {
     results: mpsc::Receiver<Input>,
     ticks: u32,
     link_rtt: Duration,
-    link_bytes_per_s: u64,
+    pub(super) link_bytes_per_s: u64,
     outcome: Option<Outcome>,
 }
 
@@ -411,6 +413,9 @@ impl Driver {
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(LINK_TICKS) {
             self.measure_link();
+        }
+        if self.ticks.is_multiple_of(HEAT_TICKS) {
+            self.age_heat();
         }
         if let (Some(image), Some(lanes), Some(capture)) = (&self.image, &self.lanes, &self.capture)
         {

@@ -1,8 +1,9 @@
 //! The source's guest runs at the target, and pages of it are still here (S11).
 //!
 //! ```text
+//! stop: hot pages -> lanes                                             still before the mark
 //! Wanted -> thread: takes the page, then its neighbours -> Urgent      first, on the control stream
-//! dirty set -> lanes                                                   the rest
+//! dirty set -> lanes                                                   the rest, likely pages first
 //! new connection: Absent -> a dirty set of exactly that, fresh lanes
 //! ```
 //!
@@ -14,7 +15,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use transport::block::{
     AbsentPages, Contents, DirtySet, PageAddress, PageRun, RANGE_PAGES, Taken, pack_urgent,
+    push_order,
 };
+use transport::session::WhenStuck;
 use transport::session::source::Input;
 use transport::wire::limits::ABSENT_MAX_RANGES;
 use transport::wire::{Frame, Offer};
@@ -22,9 +25,14 @@ use transport::wire::{Frame, Offer};
 use super::driver::Driver;
 use crate::waiting::now;
 
-/// Neighbours behind a wanted page that go with it: 64 KiB, which a slow link takes in some
-/// milliseconds, far below the round trip that each of them would cost.
-const NEIGHBOURS: u32 = 15;
+/// Neighbours on either side of a wanted page that go with it: 128 KiB at most, which a slow link takes
+/// in some milliseconds, far below the round trip that each of them would cost.
+const NEIGHBOURS: u32 = 16;
+/// How long the link may take for pages that go with the stop: without them the guest would wait a
+/// round trip for one after another.
+const EARLY_MS: u64 = 100;
+/// What a page about takes on the wire.
+const PAGE_BYTES_ABOUT: u64 = 2048;
 /// Questions and answers that wait. What finds no room is pushed over the lanes all the same.
 const WANTED_MAX: usize = 256;
 const URGENT_MAX: usize = 16;
@@ -107,11 +115,12 @@ fn pages_of(run: &PageRun) -> impl Iterator<Item = PageAddress> + use<> {
     })
 }
 
-/// What is still here of the pages behind one, within its range.
+/// What is still here of the pages around one, within its range.
 fn neighbours(at: PageAddress, dirty: &DirtySet) -> Vec<Taken> {
-    let end = (at.page - at.page % RANGE_PAGES).saturating_add(RANGE_PAGES);
-    (at.page + 1..end)
-        .take(usize::try_from(NEIGHBOURS).unwrap_or(0))
+    let begin = at.page - at.page % RANGE_PAGES;
+    let first = at.page.saturating_sub(NEIGHBOURS).max(begin);
+    let end = at.page.saturating_add(NEIGHBOURS + 1);
+    (first..end.min(begin.saturating_add(RANGE_PAGES)))
         .map(|page| PageAddress { page, ..at })
         .filter(|at| dirty.layout().contains(*at))
         .filter_map(|at| dirty.take_page(at))
@@ -151,6 +160,27 @@ impl Driver {
                 absent_pages,
             },
         );
+    }
+
+    /// A period of the guest's writing is over.
+    pub(super) fn age_heat(&self) {
+        if self.options.policy.when_stuck == WhenStuck::PostCopy
+            && let Some(image) = &self.image
+        {
+            let heat = image.heat.clone();
+            tokio::task::spawn_blocking(move || heat.age());
+        }
+    }
+
+    /// The guest is stopped and lanes are held: what it uses most goes with the stop, the rest in the
+    /// order of likely use.
+    pub(super) fn order_pages(&self) {
+        let (true, Some(lanes), Some(image)) = (self.holds_lanes, &self.lanes, &self.image) else {
+            return;
+        };
+        let order = push_order(&image.dirty, |at| image.heat.bits(at));
+        let early = self.link_bytes_per_s * EARLY_MS / 1000 / PAGE_BYTES_ABOUT;
+        lanes.set_order(&order, usize::try_from(early).unwrap_or(usize::MAX));
     }
 
     fn start_urgents(&mut self) {
@@ -211,6 +241,10 @@ impl Driver {
         self.kept = None;
         if let Err(error) = self.open_lanes(Bytes::new(), Offer::default()).await {
             tracing::error!("lanes cannot be opened again: {error:#}");
+        }
+        if let (Some(lanes), Some(image)) = (&self.lanes, &self.image) {
+            let order = push_order(&image.dirty, |at| image.heat.bits(at));
+            lanes.set_order(&order, 0);
         }
     }
 }

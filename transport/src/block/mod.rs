@@ -60,7 +60,7 @@
 //! ```
 //!
 //! Reading order: layout, dirty, encode with its stages (zero, same, copy, known, delta, raw, literal),
-//! batch, decode, ledger; for post-copy absent, urgent.
+//! batch, decode, ledger; for post-copy absent, heat, urgent.
 
 mod absent;
 mod batch;
@@ -72,6 +72,7 @@ mod disable;
 mod encode;
 mod error;
 mod hash;
+mod heat;
 mod known;
 mod layout;
 mod ledger;
@@ -92,6 +93,7 @@ pub use disable::{Disable, UnknownStage};
 pub use encode::LaneEncoder;
 pub use error::DecodeError;
 pub use hash::PageHasher;
+pub use heat::{Heat, push_order};
 pub use known::KnownTable;
 pub use layout::{Layout, LayoutError, RangeSpan};
 pub use ledger::{FIRST_SEQ, Ledger, LedgerPart};

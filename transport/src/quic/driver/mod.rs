@@ -14,6 +14,7 @@ mod effort;
 mod questions;
 mod source;
 mod target;
+mod turn;
 mod workers;
 
 pub use basis::{Basis, agree, digests};

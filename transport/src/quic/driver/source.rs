@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::effort::Effort;
+use super::turn::Turns;
 use super::{Basis, Workers, lock, per_lane};
 use crate::block::{
     AbsentRange, BatchStats, Contents, CopyIndex, DirtySet, Disable, FIRST_SEQ, KnownTable, LANES,
@@ -106,6 +107,7 @@ struct Shared {
     unacknowledged: [Mutex<VecDeque<(u64, u32)>>; LANES],
     /// Post-copy: no page is taken until it is over; marks are written at once.
     is_held: AtomicBool,
+    turns: Turns,
     /// The guest is stopped: nothing may be referred to that a miss would ask for again (S10).
     last_round: AtomicBool,
     barrier: AtomicU32,
@@ -159,6 +161,7 @@ impl SourceLanes {
             effort,
             unacknowledged: std::array::from_fn(|_| Mutex::default()),
             is_held: AtomicBool::new(false),
+            turns: Turns::default(),
             last_round: AtomicBool::new(false),
             barrier: AtomicU32::new(0),
             marks: std::array::from_fn(|_| AtomicU32::new(0)),
@@ -263,6 +266,12 @@ impl SourceLanes {
     /// Post-copy: lanes take no more pages until [`resume`](Self::resume); what they took goes out.
     pub fn hold(&self) {
         self.shared.is_held.store(true, Ordering::Release);
+    }
+
+    /// Post-copy: dirty pages go in this order from here on; held lanes send the first `early` of them.
+    pub fn set_order(&self, order: &[PageAddress], early: usize) {
+        self.shared.turns.set(order, early, &self.shared.dirty);
+        self.shared.wake.notify_waiters();
     }
 
     /// Post-copy: what is dirty goes on.
@@ -375,7 +384,9 @@ impl Lane {
             woken.as_mut().enable();
             let barrier = shared.barrier.load(Ordering::Acquire);
             let may_take = !shared.is_held.load(Ordering::Acquire);
-            if may_take && shared.dirty.lane_dirty(self.index) > 0 {
+            let has_pages = shared.turns.has_early(self.index)
+                || may_take && shared.dirty.lane_dirty(self.index) > 0;
+            if has_pages {
                 self.batch().await?;
             } else if barrier > self.marked {
                 self.mark(barrier).await?;
@@ -393,7 +404,7 @@ impl Lane {
         let work = move || {
             let mut out = BytesMut::with_capacity(BATCH_MAX_BYTES / 2);
             let mut encoder = lock(&shared.encoders[lane]);
-            let taken: Vec<Taken> = shared.dirty.take(&mut cursor, BATCH_MAX_PAGES);
+            let taken = shared.take(&mut cursor);
             let level = encoder.set_level(shared.effort.level());
             let began = Instant::now();
             let encoded = level.and_then(|()| encoder.encode(&taken, &shared.sources(), &mut out));
@@ -513,6 +524,18 @@ impl Shared {
             copies: self.held.copies.as_deref().filter(|_| may_refer),
             known: self.held.known.as_deref().filter(|_| may_refer),
         }
+    }
+
+    /// What a lane sends next.
+    fn take(&self, cursor: &mut LaneCursor) -> Vec<Taken> {
+        let is_held = self.is_held.load(Ordering::Acquire);
+        let first = self
+            .turns
+            .take(cursor.lane(), is_held, &self.dirty, BATCH_MAX_PAGES);
+        if is_held || !first.is_empty() {
+            return first;
+        }
+        self.dirty.take(cursor, BATCH_MAX_PAGES)
     }
 
     fn root(&self) -> Root {
