@@ -2,6 +2,7 @@
 //!
 //! Who fills a queue until it overflows can be lived with only by doing the same: a window in
 //! proportion to the own rate either starves (its rate falls with its share) or starves the others.
+//! Who answers no overflow (bbr) takes whatever is left to it; against that, half of the link is held.
 //! What is lost at random, with the queue far from its usual height, is not taken for an overflow.
 //= RFC 9438, sections 4.2, 4.3, 4.6 and 4.7; its constants are 0.4, 0.7 and 0.53, ours make up for
 //= the rounds in which this flow steps back to look.
@@ -22,6 +23,11 @@ const GAIN_FIRST: f64 = 1.5;
 const ANSWER_AFTER: u32 = 6;
 const GAIN_UP: f64 = 0.25;
 const GAIN_DOWN: f64 = 0.2;
+/// Part of the link that is claimed when overflows move nobody at all; what a round leaves of it that
+/// loses more than the last number, and what another one gives back.
+pub(super) const CLAIM: f64 = 0.5;
+const CLAIM_LEFT: f64 = 0.95;
+const CLAIM_LOSS: f64 = 0.25;
 /// Part of the highest queue below which it has dipped since an overflow.
 const ANSWER: f64 = 0.75;
 /// Growth per round before the first overflow.
@@ -57,6 +63,8 @@ pub(super) struct Crowd {
     /// Highest queue lately, in seconds.
     queue_max: f64,
     gain: f64,
+    /// Part of the link that is claimed from those who do not answer.
+    claim: f64,
     /// Least queue since the last overflow, in seconds.
     queue_min: f64,
     /// How often it looked in vain whether the others have left.
@@ -75,6 +83,7 @@ impl Crowd {
             overflow: None,
             queue_max: queue.as_secs_f64(),
             gain: GAIN_FIRST,
+            claim: CLAIM,
             queue_min: queue.as_secs_f64(),
             looks: 0,
         }
@@ -109,6 +118,13 @@ impl Crowd {
         self.gain
     }
 
+    /// Part of the link that this flow holds on to, whatever is lost. Who answers no overflow (bbr)
+    /// keeps what others leave: the shares of such flows stand where they happened to begin.
+    pub(super) fn claim(&self) -> f64 {
+        let unanswered = (self.gain - GAIN.0) / (GAIN.1 - GAIN.0);
+        self.claim * unanswered
+    }
+
     /// A round is over that found a queue; `usual_loss` is the share that is always lost.
     pub(super) fn end_round(
         &mut self,
@@ -121,10 +137,14 @@ impl Crowd {
         self.queue_max = (self.queue_max * FORGET).max(queue);
         let is_full = queue >= OVERFLOW_QUEUE * self.queue_max;
         self.queue_min = self.queue_min.min(queue);
+        // Much loss says that the link is not what it was, or that there are many.
+        if round.lost_share() > usual_loss + CLAIM_LOSS {
+            self.claim *= CLAIM_LEFT;
+        } else {
+            self.claim = (self.claim / CLAIM_LEFT).min(CLAIM);
+        }
         if self.overflow == Some(ANSWER_AFTER) {
-            let polite = self.queue_min < ANSWER * self.queue_max;
-            let change = if polite { -GAIN_DOWN } else { GAIN_UP };
-            self.gain = (self.gain + change).clamp(GAIN.0, GAIN.1);
+            self.judge_answer();
         }
         let is_over = self.overflow.is_none_or(|rounds| rounds >= AFTERMATH);
         self.overflow = self.overflow.map(|rounds| rounds.saturating_add(1));
@@ -137,7 +157,18 @@ impl Crowd {
         }
     }
 
+    /// Have others made room after the last overflow?
+    fn judge_answer(&mut self) {
+        let polite = self.queue_min < ANSWER * self.queue_max;
+        let change = if polite { -GAIN_DOWN } else { GAIN_UP };
+        self.gain = (self.gain + change).clamp(GAIN.0, GAIN.1);
+    }
+
     fn fall(&mut self, now: Instant) {
+        // The next overflow came before anybody's answer was due.
+        if self.overflow.is_some_and(|rounds| rounds <= ANSWER_AFTER) {
+            self.judge_answer();
+        }
         self.top = if self.window < self.top {
             self.window * (1.0 + LEFT) / 2.0
         } else {

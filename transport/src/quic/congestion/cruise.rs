@@ -7,7 +7,7 @@ use super::machine::Machine;
 use super::phase::{
     BASE_UNSEEN_MAX, CLAIM, CROWDED_AGAIN, CROWDED_MEMORY, CROWDED_TRIM, CRUISE_GAINS, CRUISE_LOSS,
     FALLS_MAX, LOOK_ROUNDS, PROBE_BOOST, PROBE_END, PROBE_GROWTH, Phase, SLOWER, STEP_BACK_ROUNDS,
-    YIELD_LEFT_TRIM, YIELD_STEADY, YIELD_STEADY_ROUNDS,
+    YIELD_BOOST_MAX, YIELD_LEFT_TRIM, YIELD_STEADY, YIELD_STEADY_ROUNDS,
 };
 use super::rounds::{Round, Steady};
 use super::scaled;
@@ -24,7 +24,11 @@ impl Machine {
         self.trim_for_loss(round);
         // While yielding, the rate of a crowded link says nothing, and there is no competing.
         let competes = self.budget().is_none();
-        if competes && self.falls < FALLS_MAX && self.is_slower(round, queue) {
+        let again = self
+            .last_crowd
+            .filter(|(ended, _)| now.saturating_duration_since(*ended) < CROWDED_MEMORY);
+        // Soon after a crowded time a fall of the rate is others coming back.
+        if competes && again.is_none() && self.falls < FALLS_MAX && self.is_slower(round, queue) {
             if self.falls == 0 {
                 self.rate_before_falls = self.path.rate().unwrap_or(0);
             }
@@ -36,9 +40,6 @@ impl Machine {
                 boost: PROBE_BOOST.0,
             };
         }
-        let again = self
-            .last_crowd
-            .filter(|(ended, _)| now.saturating_duration_since(*ended) < CROWDED_MEMORY);
         self.rounds_over = if queue > self.target() {
             self.rounds_over + 1
         } else {
@@ -228,7 +229,8 @@ impl Machine {
         let rate = self.path.rate().unwrap_or(0);
         if position == PROBE_END && calm && rate > scaled(rate_before, PROBE_GROWTH) {
             // The link became faster: look for its end with ever longer steps.
-            let boost = (boost + PROBE_BOOST.0).min(PROBE_BOOST.1);
+            let most = self.budget().map_or(PROBE_BOOST.1, |_| YIELD_BOOST_MAX);
+            let boost = (boost + PROBE_BOOST.0).min(most);
             return Phase::Cruise {
                 position: 0,
                 boost,

@@ -40,7 +40,7 @@
 //! (its constants), `path` (what is known of the path), `crowd` (the window while others hold the
 //! queue), `rounds` (a round's sums), `recent` (what is reported), `flight` (delivery rate from
 //! marks), `filters`, `shaping` (what the operator allows), `controller` (the quinn side),
-//! `simulation`, `tests` and `matrix` (what it makes of links).
+//! `simulation`, `rival`, `tests` and `matrix` (what it makes of links).
 
 mod controller;
 mod crowd;
@@ -53,6 +53,8 @@ mod matrix;
 mod path;
 mod phase;
 mod recent;
+#[cfg(test)]
+mod rival;
 mod rounds;
 mod shaping;
 #[cfg(test)]

@@ -18,6 +18,9 @@ const BATCH_TIME_MAX: Duration = Duration::from_millis(30);
 /// Rounds of a held back window that age the rates as one that tested the link.
 const HELD_BACK_ROUNDS: u64 = 4;
 
+/// What the link once gave is remembered for one to two of these.
+const BEST_SPAN: Duration = Duration::from_secs(30);
+
 /// Rate and round trip times of the path.
 #[derive(Debug, Clone)]
 pub(super) struct PathModel {
@@ -33,6 +36,9 @@ pub(super) struct PathModel {
     spread: Median,
     /// Greatest rate that a round has shown on this path.
     greatest: u64,
+    /// The same of this [`BEST_SPAN`] and of the one before, and when this one began.
+    best: (u64, u64),
+    best_since: Option<Instant>,
     /// Rounds that said something of the link's rate: their number is the rate filter's time.
     rounds: u64,
     recent_rounds: u64,
@@ -50,6 +56,8 @@ impl PathModel {
             base: TimeMin::default(),
             spread: Median::default(),
             greatest: 0,
+            best: (0, 0),
+            best_since: None,
             rounds: 0,
             recent_rounds: 0,
             held_back: 0,
@@ -73,6 +81,11 @@ impl PathModel {
     /// The greatest rate ever, for what yielding keeps.
     pub(super) fn greatest_rate(&self) -> u64 {
         self.greatest
+    }
+
+    /// The greatest rate of the last half minute, at least.
+    pub(super) fn best_rate(&self) -> u64 {
+        self.best.0.max(self.best.1)
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {
@@ -163,6 +176,11 @@ impl PathModel {
     ) -> Option<Duration> {
         let (mean, least) = (round.rtt_mean()?, round.rtt_min_of(1)?);
         self.base.update(now, window, mean);
+        let since = *self.best_since.get_or_insert(now);
+        if now.saturating_duration_since(since) > BEST_SPAN {
+            (self.best, self.best_since) = ((0, self.best.0), Some(now));
+        }
+        self.best.0 = self.best.0.max(round.rate_max);
         self.spread.update(mean.saturating_sub(least));
         Some(mean.saturating_sub(self.base()?))
     }

@@ -12,6 +12,8 @@ pub(super) const YIELD_GAINS: [f64; 8] = [1.05, 1.05, 0.93, 1.01, 1.01, 1.01, 1.
 pub(super) const PROBE_END: usize = 1;
 /// Added to a probe's gain when the one before it found more rate, up to the second number.
 pub(super) const PROBE_BOOST: (f64, f64) = (0.2, 0.8);
+/// The second number while yielding: the last step's queue is as long as the step.
+pub(super) const YIELD_BOOST_MAX: f64 = 0.5;
 /// Rate growth that a probe must find to be repeated.
 pub(super) const PROBE_GROWTH: f64 = 1.04;
 /// Share of the known rate below which, with a long queue, the link is believed to be slower.
@@ -30,7 +32,7 @@ pub(super) const CROWDED_AGAIN: u32 = 6;
 pub(super) const CROWDED_MEMORY: Duration = Duration::from_secs(20);
 pub(super) const STEP_BACK_GAIN: f64 = 0.6;
 pub(super) const STEP_BACK_ROUNDS: u32 = 4;
-pub(super) const STARTUP_GAIN_MAX: f64 = 2.4;
+pub(super) const STARTUP_GAIN_MAX: f64 = 2.1;
 /// Growth per round that Startup expects, and the rounds without it that end it.
 pub(super) const STARTUP_GROWTH: f64 = 1.25;
 pub(super) const STARTUP_STALLED_ROUNDS: u32 = 3;

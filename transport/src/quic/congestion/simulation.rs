@@ -20,6 +20,7 @@ use quinn_proto::{
 use testbed_link::{Link, LinkParams, Random};
 
 use super::super::{Controller, Identity, Tuning, tls};
+use super::rival::{ACK_BYTES, PACKET_BYTES, PAYLOAD_BYTES, Rival};
 use super::{Estimate, Scaleaway, Shaping};
 use crate::block::LANES;
 
@@ -60,6 +61,7 @@ pub(super) struct Simulation {
     start: Instant,
     now: Duration,
     flows: Vec<Flow>,
+    rival: Option<Rival>,
     shapings: Vec<Shaping>,
     forward: Link<Packet>,
     backward: Link<Packet>,
@@ -70,6 +72,9 @@ struct Flow {
     target: Side,
     received_bytes: u64,
 }
+
+/// Stands for the rival where flows have their numbers.
+const RIVAL: usize = usize::MAX;
 
 /// The flow that a datagram belongs to, and the datagram.
 type Packet = (usize, Vec<u8>);
@@ -86,6 +91,7 @@ impl Simulation {
             start,
             now: Duration::ZERO,
             flows: Vec::new(),
+            rival: None,
             shapings: Vec::new(),
             forward: link(seed),
             backward: link(seed ^ 0x5eed),
@@ -106,6 +112,11 @@ impl Simulation {
             target: Side::listener(&tuning),
             received_bytes: 0,
         });
+    }
+
+    /// Somebody with the kernel's BBR begins; its goodput stands behind the flows'.
+    pub(super) fn add_rival(&mut self) {
+        self.rival = Some(Rival::new(self.now));
     }
 
     /// Lets time pass.
@@ -189,7 +200,12 @@ impl Simulation {
     }
 
     fn received_bytes(&self) -> Vec<u64> {
-        self.flows.iter().map(|flow| flow.received_bytes).collect()
+        let flows = self.flows.iter().map(|flow| flow.received_bytes);
+        let rival = self
+            .rival
+            .iter()
+            .map(|rival| rival.received * PAYLOAD_BYTES);
+        flows.chain(rival).collect()
     }
 
     fn next_event(&mut self) -> Option<Duration> {
@@ -203,16 +219,31 @@ impl Simulation {
             ]
         });
         let links = [self.forward.next_delivery(), self.backward.next_delivery()];
-        timers.chain(links).flatten().min()
+        let rival = self.rival.as_ref().map(Rival::due);
+        timers.chain(links).chain(rival).flatten().min()
     }
 
     fn step(&mut self) {
         let (now, at) = (self.start + self.now, self.now);
         while let Some((flow, datagram)) = self.forward.poll(at) {
+            if flow == RIVAL {
+                self.rival.iter_mut().for_each(|rival| rival.received += 1);
+                let _verdict = self.backward.offer(at, ACK_BYTES, (RIVAL, datagram));
+                continue;
+            }
             self.flows[flow].target.inbox.push_back(datagram);
         }
         while let Some((flow, datagram)) = self.backward.poll(at) {
+            if let (RIVAL, Some(rival)) = (flow, &mut self.rival) {
+                let number = datagram.try_into().expect("eight bytes");
+                rival.acked(at, u64::from_be_bytes(number));
+                continue;
+            }
             self.flows[flow].source.inbox.push_back(datagram);
+        }
+        while let Some(number) = self.rival.as_mut().and_then(|rival| rival.send(at)) {
+            let number = number.to_be_bytes().to_vec();
+            let _verdict = self.forward.offer(at, PACKET_BYTES, (RIVAL, number));
         }
         for (number, flow) in self.flows.iter_mut().enumerate() {
             let back = &mut Outlet {

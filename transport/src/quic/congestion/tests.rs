@@ -230,8 +230,7 @@ fn check_fairness(
     simulation.run(Duration::from_secs(10));
     let late = simulation.run(Duration::from_secs(20));
     let all: f64 = late.goodput_bps.iter().sum();
-    let squares: f64 = late.goodput_bps.iter().map(|bps| bps * bps).sum();
-    let jain = all * all / squares / 2.0;
+    let jain = jain(&late);
     let line = format!(
         "{name}: {first} + {second}: {:.1?} Mbit/s, Jain {jain:.3}, queue p50 {:.1} p95 {:.1} ms",
         mbps(&late),
@@ -241,6 +240,34 @@ fn check_fairness(
     println!("{line}");
     assert!(all > 0.9 * CEILING * link.rate_bps as f64, "{line}");
     assert!(jain >= jain_min, "{line}");
+}
+
+/// The kernel's BBR answers no loss; so this flow holds on to its half of the link, as far as it has
+/// seen the link without it.
+#[test]
+fn bbr_does_not_push_the_flow_aside() {
+    let link = named("wan-100m").expect("a known name");
+    for (rival_first, jain_min) in [(false, 0.9), (true, 0.75)] {
+        let mut simulation = Simulation::new(&link, Controller::Scaleaway, 1);
+        if rival_first {
+            simulation.add_rival();
+        }
+        simulation.run(Duration::from_secs(3));
+        if !rival_first {
+            simulation.add_rival();
+        }
+        simulation.run(Duration::from_secs(7));
+        let late = simulation.run(Duration::from_secs(20));
+        let jain = jain(&late);
+        let line = format!(
+            "beside bbr, which came {}: {:.1?} Mbit/s, Jain {jain:.3}, {} drops",
+            if rival_first { "first" } else { "later" },
+            mbps(&late),
+            late.queue_drops
+        );
+        println!("{line}");
+        assert!(jain >= jain_min, "{line}");
+    }
 }
 
 /// Alone, a yielding flow all but fills the link, with a queue below its budget.
@@ -386,6 +413,13 @@ fn check(name: &str, expected: Expected) {
     assert!(share >= expected.share, "{line}");
     assert!(steady.queue_ms_at(0.5) <= expected.p50_ms, "{line}");
     assert!(steady.queue_ms_at(0.95) <= expected.p95_ms, "{line}");
+}
+
+/// Jain's index of two flows: 0.5 when one has all, 1 when they are equal.
+fn jain(outcome: &Outcome) -> f64 {
+    let all: f64 = outcome.goodput_bps.iter().sum();
+    let squares: f64 = outcome.goodput_bps.iter().map(|bps| bps * bps).sum();
+    all * all / squares / 2.0
 }
 
 fn share_of_ceiling(outcome: &Outcome, link: &LinkParams) -> f64 {

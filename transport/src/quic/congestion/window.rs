@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::crowd::CLAIM;
 use super::machine::Machine;
 use super::phase::{
     CROWDED_RTT_WINDOW, CROWDED_TRIM, CRUISE_GAINS, DRAIN_GAIN, HOLD_GAIN, PROBE_END, Phase,
@@ -132,8 +133,13 @@ impl Machine {
                 paced + self.extra(paced)
             }
             Phase::Crowded { crowd, .. } => {
-                let least = scaled(self.path.bdp()?, crowd.gain());
-                scaled(mtu, crowd.window()).max(least)
+                let rtt = self.path.base()? + self.queue.unwrap_or_default();
+                let part = |rate, part| scaled(rate, part * rtt.as_secs_f64());
+                // Beyond its half of the link it may get by the curve alone.
+                let half = part(self.path.greatest_rate(), CLAIM);
+                let least = scaled(self.path.bdp()?, crowd.gain()).min(half);
+                let claim = part(self.path.best_rate(), crowd.claim());
+                scaled(mtu, crowd.window()).max(least).max(claim)
             }
             Phase::StepBack { .. } => scaled(self.path.bdp()?, STEP_BACK_GAIN),
         })
