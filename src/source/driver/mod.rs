@@ -1,14 +1,25 @@
 //! The source's loop: waits for whatever comes next and gives it to the machine.
+//!
+//! ```text
+//! peer frames, QEMU, capture -> inputs   \
+//! operator, signals          -> operator  -> machine -> act
+//! every 20 ms                -> looks    /          '-> end, with the outcome
+//! ```
+
+mod end;
+mod inputs;
+mod looks;
+mod operator;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use qemu_glue::qmp::{Event, EventKind, EventReceiver, MigrationStatus};
+use qemu_glue::qmp::EventReceiver;
 use tokio::sync::{Notify, mpsc};
-use transport::block::{AbsentPages, BatchStats};
+use transport::block::AbsentPages;
 use transport::quic::driver::{LaneEvent, Questions, SourceLanes, Workers};
-use transport::session::source::{Action, Config, Input, Sample, Source};
-use transport::session::{Outcome, VmMigration, WhenStuck};
+use transport::session::source::{Action, Config, Input, Source};
+use transport::session::{Outcome, WhenStuck};
 use transport::store::RangeHashes;
 use transport::wire::{Frame, RunState};
 
@@ -18,14 +29,13 @@ use super::memory::Memory;
 use super::opening::Opened;
 use super::postcopy::Urgents;
 use crate::capture::{Capture, Captured, Image};
-use crate::control::{Command, Request, Setting};
+use crate::control::Request;
 use crate::hook::{Hook, HookPhase};
 use crate::journal::{Entry, Journal};
 use crate::kept::Kept;
 use crate::peer::{Door, Me, Peer, next_frame};
 use crate::progress::Progress;
 use crate::relay::Spool;
-use crate::shaping;
 use crate::signals::Signals;
 use crate::tally::Tally;
 use crate::trace::Trace;
@@ -34,19 +44,12 @@ use crate::waiting::{next, now, sleep_until};
 
 /// How often the machine sees a sample and the operator a new line.
 const TICK: Duration = Duration::from_millis(20);
-/// How often the link is measured (it copies the congestion controller).
-const LINK_TICKS: u32 = 12;
-/// A period of the guest's writing, for the order of post-copy.
-const HEAT_TICKS: u32 = 50;
-/// How often a trace gets a line.
-const TRACE_TICKS: u32 = 5;
+
 /// Results of started work that may wait.
 const INPUTS_MAX: usize = 64;
+
 /// Monitor commands that may wait.
 const COMMANDS_MAX: usize = 64;
-/// Bytes in flight: two bandwidth-delay products, and room for the target's telling (20 ms) and
-/// for batches that are being decoded.
-const BUDGET_BASE_BYTES: u64 = 1 << 20;
 
 /// What `run` hands over.
 #[derive(Debug)]
@@ -253,256 +256,9 @@ impl Driver {
         }
     }
 
-    fn frame(&mut self, frame: Frame) {
-        if let (Frame::Known { first, numbers }, Some(questions)) = (&frame, &self.questions) {
-            questions.answered(*first, numbers.clone());
-        }
-        if let (Frame::Missing { runs }, Some(lanes)) = (&frame, &self.lanes)
-            && let Err(detail) = lanes.missing(runs)
-        {
-            self.machine.handle(now(), Input::CaptureFailed(detail));
-            return;
-        }
-        if let (Frame::Progress { applied_bytes }, Some(lanes)) = (&frame, &self.lanes) {
-            lanes.applied(*applied_bytes);
-        }
-        if let Frame::Loaded { .. } = frame {
-            crate::fault::point("source-before-shut");
-        }
-        if frame == Frame::Running {
-            self.tally.running(now());
-            self.trace_event("running");
-            crate::fault::point("source-before-retire");
-        }
-        self.machine.handle(now(), Input::Frame(frame));
-    }
-
-    fn vm_event(&mut self, event: Option<Event>) {
-        let kind = event.map(|event| event.kind);
-        let input = match kind {
-            Some(EventKind::Stop) => {
-                self.tally.stopped(now());
-                self.trace_event("stopped");
-                if let Some(capture) = &self.capture {
-                    capture.guest_stopped();
-                }
-                self.begin_last_round();
-                self.call_hook(HookPhase::Stopped);
-                Input::VmStopped
-            }
-            Some(EventKind::Resume) => Input::VmResumed,
-            Some(EventKind::MigrationPass { .. }) => Input::PassStarted,
-            #[expect(clippy::wildcard_enum_match_arm, reason = "QEMU adds statuses")]
-            Some(EventKind::Migration { status }) => match status {
-                MigrationStatus::Failed | MigrationStatus::Cancelled => {
-                    Input::VmMigration(VmMigration::Failed(status.to_string()))
-                }
-                // `completed` alone authorises nothing: it is read again with `postmigrate`.
-                _ => Input::VmMigration(VmMigration::Other),
-            },
-            Some(EventKind::MonitorClosed { reason }) => Input::VmGone(reason.to_string()),
-            Some(EventKind::Shutdown { .. } | EventKind::Other { .. }) => return,
-            None => Input::VmGone("its monitor is closed".into()),
-        };
-        self.machine.handle(now(), input);
-    }
-
-    fn captured(&mut self, captured: Captured) {
-        let input = match captured {
-            Captured::Head { head, image } => {
-                self.tally.pages_total = Some(image.layout.pages_total());
-                self.tally.mapped = image.memory.is_main_shared();
-                self.opened = Some(self.open_kept(head, &image));
-                self.image = Some(image);
-                return;
-            }
-            Captured::Relay { spool } => {
-                self.spool = Some(spool);
-                Input::Relay
-            }
-            Captured::PassDrained { pages, era } => {
-                // A small pass may be over before its era began; its pages count all the same.
-                self.pass_pages += pages;
-                if era != self.era {
-                    return;
-                }
-                Input::PassDrained {
-                    pages: std::mem::take(&mut self.pass_pages),
-                }
-            }
-            Captured::RamEnd => Input::RamEnd,
-            Captured::Tail {
-                pieces,
-                total_bytes,
-            } => Input::Tail {
-                pieces,
-                total_bytes,
-            },
-            Captured::Failed(detail) => Input::CaptureFailed(detail),
-        };
-        self.machine.handle(now(), input);
-    }
-
-    /// The guest is stopped: nothing is asked any more, nothing refers to another batch (S10).
-    fn begin_last_round(&mut self) {
-        self.questions = None;
-        self.queries = None;
-        if let Some(lanes) = &self.lanes {
-            lanes.begin_last_round();
-        }
-    }
-
-    fn request(&mut self, request: Request) {
-        let answer = match request.command {
-            Command::Status => serde_json::to_value(self.snapshot()).unwrap_or_default(),
-            Command::Set(setting) => self.set(&setting),
-            Command::Abort if self.machine.is_past_intent() => serde_json::json!({
-                "ok": false, "error": "the guest is being handed over: only the target decides"
-            }),
-            Command::Abort => {
-                self.machine
-                    .handle(now(), Input::Abort("aborted by the operator".into()));
-                serde_json::json!({"ok": true})
-            }
-        };
-        if request.answer.send(answer).is_err() {
-            tracing::debug!("who asked is gone");
-        }
-    }
-
-    fn set(&mut self, setting: &Setting) -> serde_json::Value {
-        if let Some(ms) = setting.downtime_ms {
-            let downtime = Duration::from_millis(ms);
-            self.machine.handle(now(), Input::Downtime(downtime));
-        }
-        if let Some(bps) = setting.max_bandwidth_bps {
-            let cap = (bps > 0).then_some(bps);
-            self.options.shaping.set_rate_max(cap);
-            if let Some(lanes) = &self.lanes {
-                lanes.set_rate_max(cap.map(shaping::lane_bytes_per_s));
-            }
-        }
-        if let Some(ms) = setting.yield_ms {
-            self.options.shaping.set_mode(shaping::mode(ms));
-        }
-        if let Some(name) = &setting.when_stuck {
-            let when_stuck: WhenStuck = match name.parse() {
-                Ok(when_stuck) => when_stuck,
-                Err(error) => return serde_json::json!({"ok": false, "error": format!("{error}")}),
-            };
-            self.machine.handle(now(), Input::WhenStuck(when_stuck));
-        }
-        serde_json::json!({"ok": true})
-    }
-
-    fn interrupted(&mut self) {
-        if self.machine.has_arrived() {
-            self.outcome = Some(Outcome::Arrived);
-        } else if self.machine.is_past_intent() {
-            let detail = "interrupted before the target's answer";
-            self.outcome = Some(Outcome::Doubt {
-                detail: detail.into(),
-            });
-        } else {
-            self.machine
-                .handle(now(), Input::Abort("interrupted by the operator".into()));
-        }
-    }
-
-    fn tick(&mut self) {
-        self.ticks = self.ticks.wrapping_add(1);
-        if self.ticks.is_multiple_of(LINK_TICKS) {
-            self.measure_link();
-        }
-        if self.ticks.is_multiple_of(HEAT_TICKS) {
-            self.age_heat();
-        }
-        if let (Some(image), Some(lanes), Some(capture)) = (&self.image, &self.lanes, &self.capture)
-        {
-            let counters = lanes.counters();
-            self.tally.stats = counters.stats;
-            let sample = Sample {
-                backlog_pages: image.dirty.dirty_pages(),
-                announced_pages: capture.announced_pages(),
-                content_pages: content_pages(&counters.stats),
-                sent_bytes: counters.sent_bytes,
-                rtt: self.link_rtt,
-                link_bytes_per_s: self.link_bytes_per_s,
-            };
-            self.machine.handle(now(), Input::Sample(sample));
-            if self.trace.is_on() && self.ticks.is_multiple_of(TRACE_TICKS) {
-                self.trace(&sample);
-            }
-        }
-        self.show(false);
-    }
-
-    fn measure_link(&mut self) {
-        let Some(peer) = &self.peer else { return };
-        let link = peer.connection.link_sample();
-        self.link_rtt = link.rtt_min;
-        self.tally.sample(link);
-        let Some(lanes) = &self.lanes else { return };
-        let rate = link.rate_bps.unwrap_or(0) / 8;
-        self.link_bytes_per_s = rate;
-        let rtt_us = u64::try_from(link.rtt.as_micros()).unwrap_or(u64::MAX);
-        let product = rate.saturating_mul(rtt_us) / 1_000_000;
-        lanes.set_budget((2 * product + BUDGET_BASE_BYTES).min(self.options.budget.flight_bytes));
-        if self.options.level.is_none()
-            && let Some(level) = lanes.adapt_level(rate)
-        {
-            tracing::debug!(level, "compression");
-            self.tally.level(level);
-        }
-    }
-
     pub(super) fn call_hook(&mut self, phase: HookPhase) {
         self.hook_calls.extend(self.hook.call(phase));
     }
-
-    async fn finish(mut self, outcome: Outcome) -> anyhow::Result<Outcome> {
-        let ended = now();
-        self.progress.finish();
-        self.call_hook(match outcome {
-            Outcome::Arrived => HookPhase::Running,
-            Outcome::Stayed { .. } | Outcome::Doubt { .. } => HookPhase::Failed,
-        });
-        if let Outcome::Stayed { .. } = outcome
-            && let Err(error) = self.vm.restore_source(&self.state).await
-        {
-            tracing::warn!(%error, "QEMU's migration settings could not be put back");
-        }
-        self.leave().await;
-        if let Some(lanes) = &self.lanes {
-            self.tally.stats = lanes.counters().stats;
-        }
-        if let Some(kept) = self.kept.take() {
-            kept.settle(&outcome, self.tally.root);
-        }
-        self.tally.dirty_pages_per_s = self.machine.dirty_pages_per_s();
-        for call in self.hook_calls.drain(..) {
-            crate::hook::finish(Some(call)).await;
-        }
-        self.door.close().await;
-        let report = self.tally.report(
-            ended,
-            "source",
-            self.me.vm.clone(),
-            self.peer_name,
-            &outcome,
-        );
-        self.memory.keep(&self.options.state, &report);
-        crate::report::write(&report, self.options.report.as_deref())?;
-        if self.options.json {
-            crate::progress::say(&serde_json::to_string(&report)?);
-        }
-        Ok(outcome)
-    }
-}
-
-/// Pages that cost bytes.
-fn content_pages(stats: &BatchStats) -> u64 {
-    stats.copy.pages + stats.known.pages + stats.delta.pages + stats.literal.pages + stats.raw.pages
 }
 
 /// What the machine must know of this move.
