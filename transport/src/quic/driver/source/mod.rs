@@ -1,28 +1,28 @@
 //! The source's lanes: each takes its dirty pages, encodes them when the budget allows, sends.
+//!
+//! `lane` is one lane's task; `taken_back` is for pages that were sent in vain, or shall not be sent.
+
+mod lane;
+mod taken_back;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::BytesMut;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::time::Instant;
 
+use self::lane::Lane;
 use super::effort::Effort;
 use super::turn::Turns;
 use super::{Basis, Workers, lock, per_lane};
 use crate::block::{
-    AbsentRange, BatchStats, Contents, CopyIndex, DirtySet, Disable, FIRST_SEQ, KnownTable, LANES,
-    LaneCursor, LaneEncoder, Ledger, PageAddress, PageHash, PageHasher, PageRun, RANGE_PAGES,
-    Replica, Root, Sources, Taken,
+    BatchStats, Contents, CopyIndex, DirtySet, Disable, FIRST_SEQ, KnownTable, LANES, LaneCursor,
+    LaneEncoder, Ledger, PageAddress, PageHash, Replica, Root, Sources, Taken,
 };
 use crate::quic::LaneSender;
-use crate::wire::limits::{BATCH_MAX_BYTES, BATCH_MAX_PAGES};
-use crate::wire::put_mark;
-
-/// What a lane will roughly add to the flight while it is being encoded.
-const RESERVE_BYTES: u64 = 64 * 1024;
+use crate::wire::limits::BATCH_MAX_PAGES;
 
 /// How lanes encode.
 #[derive(Debug, Clone)]
@@ -170,14 +170,7 @@ impl SourceLanes {
         });
         let mut tasks = JoinSet::new();
         for sender in senders {
-            let lane = Lane {
-                index: sender.index(),
-                sender,
-                shared: shared.clone(),
-                cursor: None,
-                marked: 0,
-                lane_bytes: 0,
-            };
+            let lane = Lane::new(sender, shared.clone());
             tasks.spawn(lane.run(settings.incarnation));
         }
         Ok((
@@ -213,51 +206,6 @@ impl SourceLanes {
         total
     }
 
-    /// References of the target's did not resolve: these pages go again, as if never sent.
-    ///
-    /// # Errors
-    /// When the target names pages that do not exist.
-    pub fn missing(&self, runs: &[PageRun]) -> Result<(), String> {
-        let shared = &self.shared;
-        let layout = shared.dirty.layout();
-        let zero = PageHasher::new(&shared.key).zero();
-        for run in runs {
-            let last = run
-                .first
-                .page
-                .checked_add(u32::from(run.count).saturating_sub(1));
-            let is_sound = last.is_some_and(|page| {
-                let last = PageAddress { page, ..run.first };
-                layout.contains(run.first)
-                    && layout.contains(last)
-                    && run.first.page / RANGE_PAGES == page / RANGE_PAGES
-            });
-            if !is_sound {
-                return Err(format!(
-                    "the target misses {run:?}, which is no run of pages"
-                ));
-            }
-            // Pages are taken under this lock too: what is clean here is in the ledger.
-            let mut encoder = lock(&shared.encoders[layout.lane_of(run.first)]);
-            for offset in 0..u32::from(run.count) {
-                let at = PageAddress {
-                    page: run.first.page + offset,
-                    ..run.first
-                };
-                let sent = encoder.ledger().get(at);
-                encoder.ledger_mut().forget(at);
-                if let Some(copies) = &shared.held.copies {
-                    copies.forget(at);
-                }
-                if let Some((hash, _)) = sent {
-                    shared.dirty.mark_again(at, hash == zero);
-                }
-            }
-        }
-        shared.wake.notify_waiters();
-        Ok(())
-    }
-
     /// The guest is stopped: from here on references stay within their batch (S10).
     pub fn begin_last_round(&self) {
         self.shared.last_round.store(true, Ordering::Relaxed);
@@ -278,30 +226,6 @@ impl SourceLanes {
     pub fn resume(&self) {
         self.shared.is_held.store(false, Ordering::Release);
         self.shared.wake.notify_waiters();
-    }
-
-    /// Post-copy, when all lanes are held and marked: what is dirty is left out of the ledger. Returns
-    /// the ranges with such pages and the root over the rest.
-    #[must_use]
-    pub fn leave_out_dirty(&self) -> (Vec<AbsentRange>, Root) {
-        let shared = &self.shared;
-        let layout = shared.dirty.layout();
-        let mut absent = Vec::new();
-        for range in 0..layout.ranges_total() {
-            let Some(dirty) = shared.dirty.absent(range) else {
-                continue;
-            };
-            let span = layout.range(range);
-            let mut encoder = lock(&shared.encoders[layout.lane_of(span.first)]);
-            for page in dirty.pages_of(&span) {
-                encoder.ledger_mut().forget(page);
-                if let Some(copies) = &shared.held.copies {
-                    copies.forget(page);
-                }
-            }
-            absent.push(dirty);
-        }
-        (absent, shared.root())
     }
 
     /// Bytes that may be under way and not applied.
@@ -350,157 +274,6 @@ impl SourceLanes {
                 }
             }
         }
-    }
-}
-
-struct Lane {
-    index: usize,
-    sender: LaneSender,
-    shared: Arc<Shared>,
-    cursor: Option<LaneCursor>,
-    marked: u32,
-    /// Bytes of batches so far.
-    lane_bytes: u64,
-}
-
-impl Lane {
-    async fn run(mut self, incarnation: u64) {
-        if let Err(detail) = self.send_all(incarnation).await {
-            let told = self.shared.events.send(LaneEvent::Failed(detail)).await;
-            tracing::debug!(lane = self.index, session = told.is_ok(), "lane ended");
-        }
-    }
-
-    async fn send_all(&mut self, incarnation: u64) -> Result<(), String> {
-        let mut header = BytesMut::new();
-        lock(&self.shared.encoders[self.index])
-            .header(incarnation)
-            .put(&mut header);
-        self.send(header).await?;
-        loop {
-            let shared = self.shared.clone();
-            let mut woken = std::pin::pin!(shared.wake.notified());
-            // Registered before the look, so that no wake between look and wait is lost.
-            woken.as_mut().enable();
-            let barrier = shared.barrier.load(Ordering::Acquire);
-            let may_take = !shared.is_held.load(Ordering::Acquire);
-            let has_pages = shared.turns.has_early(self.index)
-                || may_take && shared.dirty.lane_dirty(self.index) > 0;
-            if has_pages {
-                self.batch().await?;
-            } else if barrier > self.marked {
-                self.mark(barrier).await?;
-            } else {
-                woken.await;
-            }
-        }
-    }
-
-    async fn batch(&mut self) -> Result<(), String> {
-        self.reserve().await;
-        let shared = self.shared.clone();
-        let lane = self.index;
-        let mut cursor = self.cursor.take().unwrap_or_else(|| LaneCursor::new(lane));
-        let work = move || {
-            let mut out = BytesMut::with_capacity(BATCH_MAX_BYTES / 2);
-            let mut encoder = lock(&shared.encoders[lane]);
-            let taken = shared.take(&mut cursor);
-            let level = encoder.set_level(shared.effort.level());
-            let began = Instant::now();
-            let encoded = level.and_then(|()| encoder.encode(&taken, &shared.sources(), &mut out));
-            if let Ok(stats) = &encoded {
-                shared.effort.count(stats, began.elapsed());
-            }
-            let last_seq = encoder.last_seq();
-            (cursor, out, encoded, last_seq)
-        };
-        let result = self.shared.workers.run(lane, work).await;
-        self.shared
-            .reserved_bytes
-            .fetch_sub(RESERVE_BYTES, Ordering::Relaxed);
-        let (cursor, out, encoded, last_seq) = result.ok_or("a worker thread is gone")?;
-        self.cursor = Some(cursor);
-        let stats = encoded.map_err(|error| format!("a page could not be encoded: {error}"))?;
-        *lock(&self.shared.stats) += stats;
-        self.shared
-            .sent_bytes
-            .fetch_add(out.len() as u64, Ordering::Relaxed);
-        if out.is_empty() {
-            return Ok(());
-        }
-        self.lane_bytes += out.len() as u64;
-        if self.shared.held.copies.is_some() {
-            lock(&self.shared.unacknowledged[lane]).push_back((self.lane_bytes, last_seq));
-        }
-        self.pace(out.len()).await;
-        self.send(out).await
-    }
-
-    /// Waits until the rate cap lets so many bytes go.
-    async fn pace(&self, bytes: usize) {
-        let rate = self.shared.rate_max.load(Ordering::Relaxed);
-        if rate == 0 {
-            return;
-        }
-        let nanos = (bytes as u64).saturating_mul(1_000_000_000) / rate;
-        let at = {
-            let mut due = lock(&self.shared.due);
-            let at = (*due).max(Instant::now());
-            *due = at + Duration::from_nanos(nanos);
-            at
-        };
-        sleep_until(at).await;
-    }
-
-    /// Waits until the flight has room, then counts this lane's batch in.
-    async fn reserve(&self) {
-        let shared = &self.shared;
-        loop {
-            let mut room = std::pin::pin!(shared.room.notified());
-            room.as_mut().enable();
-            let sent = shared.sent_bytes.load(Ordering::Relaxed);
-            let flight = sent.saturating_sub(shared.applied_bytes.load(Ordering::Relaxed))
-                + shared.reserved_bytes.load(Ordering::Relaxed);
-            if flight < shared.budget_bytes.load(Ordering::Relaxed) {
-                shared
-                    .reserved_bytes
-                    .fetch_add(RESERVE_BYTES, Ordering::Relaxed);
-                return;
-            }
-            room.await;
-        }
-    }
-
-    async fn mark(&mut self, barrier: u32) -> Result<(), String> {
-        let mut out = BytesMut::new();
-        put_mark(&mut out, barrier);
-        self.send(out).await?;
-        self.marked = barrier;
-        lock(&self.shared.encoders[self.index])
-            .ledger_mut()
-            .refresh();
-        self.shared.marks[self.index].store(barrier, Ordering::Release);
-        let marks = self.shared.marks.iter();
-        let reached = marks.map(|mark| mark.load(Ordering::Acquire)).min();
-        if let Some(barrier) = reached
-            && self.shared.told.fetch_max(barrier, Ordering::AcqRel) < barrier
-        {
-            let root = self.shared.root();
-            let event = LaneEvent::Marked { barrier, root };
-            self.shared
-                .events
-                .send(event)
-                .await
-                .map_err(|_| "the session has ended")?;
-        }
-        Ok(())
-    }
-
-    async fn send(&mut self, bytes: BytesMut) -> Result<(), String> {
-        self.sender
-            .send(bytes.freeze())
-            .await
-            .map_err(|error| error.to_string())
     }
 }
 
