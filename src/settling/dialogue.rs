@@ -32,7 +32,7 @@ impl Settling {
         }
         let fresh = match self.entry.step.clone() {
             Step::Filling { blocks } => self.fill(door, me, &blocks).await?,
-            Step::Committed { blocks, .. } if !blocks.is_empty() => {
+            Step::Committed { blocks, .. } if self.lacks_pages() => {
                 self.fill(door, me, &blocks).await?
             }
             Step::Holding { blocks } => return self.hold(door, me, &blocks).await.map(Some),

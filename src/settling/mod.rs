@@ -71,7 +71,7 @@ impl Settling {
                     reason: "its receive died before Commit".into(),
                 })
             }
-            Step::Committed { ref blocks, .. } if blocks.is_empty() => {
+            Step::Committed { .. } if !self.lacks_pages() => {
                 if self.qemu().await?.is_some() {
                     self.run_here().await?;
                     self.append(Step::Running)?;

@@ -37,6 +37,11 @@ impl Qemu {
 }
 
 impl Settling {
+    /// The guest is to run here while pages of it are at the source.
+    pub(super) fn lacks_pages(&self) -> bool {
+        matches!(&self.entry.step, Step::Committed { blocks, .. } if !blocks.is_empty())
+    }
+
     /// The QEMU of the attempt; never another process under the same pid or path (S2).
     pub(super) async fn qemu(&self) -> anyhow::Result<Option<Qemu>> {
         if !self.entry.qemu.is_alive()? {
@@ -87,7 +92,11 @@ impl Settling {
             RunState::Running => Ok(()),
             _ if paused_before => Ok(()),
             RunState::PostMigrate | RunState::Paused | RunState::PreLaunch => {
-                qemu.qmp.cont().await.context("QEMU does not run the guest")
+                match qemu.qmp.cont().await {
+                    // It waits for a page, then it runs (S3).
+                    Err(QmpError::Timeout { .. }) if self.lacks_pages() => Ok(()),
+                    told => told.context("QEMU does not run the guest"),
+                }
             }
             other => bail!("QEMU is {other}: look at it by hand"),
         }
