@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use qemu_glue::qmp::{Client, QmpError, RunState};
 
 use super::{ANSWER_MAX, Settling};
+use crate::journal::Step;
 
 /// A main loop that waits for a page does not answer; any other does within this.
 const PROMPT_MAX: Duration = Duration::from_secs(2);
