@@ -10,6 +10,7 @@
 //! Taking a page out of the dirty set is what sends it once, whichever way it goes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -28,9 +29,11 @@ use crate::waiting::now;
 /// Neighbours on either side of a wanted page that go with it: 128 KiB at most, which a slow link takes
 /// in some milliseconds, far below the round trip that each of them would cost.
 const NEIGHBOURS: u32 = 16;
-/// How long the link may take for pages that go with the stop: without them the guest would wait a
-/// round trip for one after another.
-const EARLY_MS: u64 = 100;
+/// How long the link may take at most for pages that go with the stop: without them the guest would
+/// wait a round trip for one after another.
+const EARLY_MAX: Duration = Duration::from_millis(100);
+/// Share of the wanted downtime that they may take.
+const EARLY_SHARE: u32 = 3;
 /// What a page about takes on the wire.
 const PAGE_BYTES_ABOUT: u64 = 2048;
 /// Questions and answers that wait. What finds no room is pushed over the lanes all the same.
@@ -179,7 +182,9 @@ impl Driver {
             return;
         };
         let order = push_order(&image.dirty, |at| image.heat.bits(at));
-        let early = self.link_bytes_per_s * EARLY_MS / 1000 / PAGE_BYTES_ABOUT;
+        let time = (self.options.policy.downtime / EARLY_SHARE).min(EARLY_MAX);
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let early = self.link_bytes_per_s.saturating_mul(ms) / 1000 / PAGE_BYTES_ABOUT;
         lanes.set_order(&order, usize::try_from(early).unwrap_or(usize::MAX));
     }
 
