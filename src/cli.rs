@@ -55,9 +55,9 @@ pub(crate) enum VerifyArg {
     Full,
 }
 
-/// Options that `send` and `receive` share.
+/// Options that say whose guest, and how its memory is reached: of `send`, `receive` and `plan`.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct SessionArgs {
+pub(crate) struct GuestArgs {
     /// Whether pages are read from, or written into, memory that QEMU shares (a memfd or a file).
     #[arg(long, value_enum, default_value_t)]
     pub(crate) mapped: Mapped,
@@ -67,6 +67,15 @@ pub(crate) struct SessionArgs {
     /// Name of a VM that has no UUID; the same on both hosts.
     #[arg(long, value_name = "NAME")]
     pub(crate) vm: Option<String>,
+    #[command(flatten)]
+    pub(crate) state: StateDirArgs,
+}
+
+/// Options that `send` and `receive` share.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct SessionArgs {
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
     /// Write the report (JSON) here.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
@@ -79,8 +88,6 @@ pub(crate) struct SessionArgs {
     /// Longest run of the hook in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub(crate) hook_timeout: u64,
-    #[command(flatten)]
-    pub(crate) state: StateDirArgs,
 }
 
 /// `ADDR:PORT`, `ADDR` or `:PORT` to listen on; the port is 7117 unless given.

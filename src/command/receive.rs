@@ -55,23 +55,23 @@ pub(crate) async fn run(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
         VerifyArg::Full => Verify::Full,
     };
     let session = args.session;
-    let state = StateDir::open(&session.state)?;
+    let state = StateDir::open(&session.guest.state)?;
     let Some(qmp) = args.qmp else {
         let host = ProbeHost {
             state,
             verify,
             qemu: String::new(),
         };
-        probe::answer_all(way, session.peer.as_deref(), session.vm, &host).await?;
+        probe::answer_all(way, session.guest.peer.as_deref(), session.guest.vm, &host).await?;
         return Ok(ExitCode::SUCCESS);
     };
     let done = target::run(Options {
         state,
         qmp,
         way,
-        peer: session.peer,
-        vm: session.vm,
-        mapped: session.mapped,
+        peer: session.guest.peer,
+        vm: session.guest.vm,
+        mapped: session.guest.mapped,
         stay_paused: args.paused,
         verify,
         report: session.report,

@@ -178,6 +178,15 @@ impl Replica for Pages {
     }
 }
 
+/// How `send` will encode.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Encoding {
+    pub(crate) disable: Disable,
+    /// A fixed zstd level; without, that which the link asks for.
+    pub(crate) level: Option<i32>,
+    pub(crate) link_bytes_per_s: f64,
+}
+
 /// The engine, set up for a sample in place of a guest.
 struct Engine {
     layout: Arc<Layout>,
@@ -185,6 +194,7 @@ struct Engine {
     replica: Pages,
     copies: CopyIndex,
     known: KnownTable,
+    disable: Disable,
     key: [u8; 32],
 }
 
@@ -200,6 +210,7 @@ impl Engine {
         kept: Option<&KeptSample>,
         wanted: &Wanted,
         said: &TargetSaid,
+        disable: Disable,
         key: &[u8; 32],
     ) -> anyhow::Result<Engine> {
         let pages = u32::try_from(sample.pages())?;
@@ -211,6 +222,7 @@ impl Engine {
             copies: CopyIndex::new(&layout, COPIES_BYTES),
             known: KnownTable::new(wanted.prefixes.len().max(1)),
             layout,
+            disable,
             key: *key,
         };
         let named = wanted.prefixes.iter().zip(&said.known).zip(0..);
@@ -286,8 +298,7 @@ impl Engine {
         };
         if encoders.is_empty() {
             for part in &self.parts {
-                let encoder =
-                    LaneEncoder::new(part.clone(), &self.key, FIRST_SEQ, Disable::default())?;
+                let encoder = LaneEncoder::new(part.clone(), &self.key, FIRST_SEQ, self.disable)?;
                 encoders.push(encoder);
             }
         }
@@ -328,14 +339,14 @@ pub(crate) fn costs(
     kept: Option<&KeptSample>,
     asked: (&Wanted, &TargetSaid),
     key: &[u8; 32],
-    link_bytes_per_s: f64,
+    how: &Encoding,
     now: fn() -> Instant,
 ) -> anyhow::Result<Costs> {
     let pages = to_f64(sample.pages());
     if pages < 1.0 {
         return Ok(Costs::default());
     }
-    let engine = Engine::new(sample, kept, asked.0, asked.1, key)?;
+    let engine = Engine::new(sample, kept, asked.0, asked.1, how.disable, key)?;
     let contents = Pages(Mutex::new(sample.first.clone()));
     let mut encoders = Vec::new();
     let all = engine.walk(&contents, &|_| true, LANES, LEVEL_FIRST, &mut encoders, now)?;
@@ -344,26 +355,28 @@ pub(crate) fn costs(
     let content = packed + stats.raw.pages + stats.known.pages + stats.copy.pages;
     let content_bytes = to_f64(packed + stats.raw.pages) * PAGE_SIZE as f64;
     let core_bytes_per_s = content_bytes / all.seconds.max(1e-3);
-    let level = choose_level(&LevelObservation {
+    let chosen = choose_level(&LevelObservation {
         level: LEVEL_FIRST,
-        link_bytes_per_s,
+        link_bytes_per_s: how.link_bytes_per_s,
         core_bytes_per_s,
         ratio: content_bytes / to_f64(stats.frame_bytes).max(1.0),
         cores: std::thread::available_parallelism().map_or(2.0, |cores| to_f64(cores.get() as u64)),
         busy_cores: 0.0,
     });
-    let gain = gain(sample, kept, asked, key, level, now)?;
+    let level = how.level.unwrap_or(chosen);
+    let gain = gain(sample, kept, asked, key, (how.disable, level), now)?;
     let again = engine.again(sample, &mut encoders, now)?;
     let fresh = to_f64(stats.frame_bytes) / to_f64(content).max(1.0);
     Ok(Costs {
         zero_share: to_f64(stats.zero.pages) / pages,
         same_share: to_f64(stats.same.pages) / pages,
         referred_share: to_f64(stats.known.pages + stats.copy.pages) / pages,
-        bytes_per_page: to_f64(stats.frame_bytes) * gain / pages,
+        bytes_per_page: to_f64(stats.frame_bytes) * gain.bytes / pages,
         content_share: to_f64(content) / pages,
-        again_bytes_per_page: again.late.unwrap_or(again.early.unwrap_or(fresh)) * gain,
-        hot_bytes_per_page: again.early.unwrap_or(fresh) * gain,
-        core_bytes_per_s,
+        again_bytes_per_page: again.late.unwrap_or(again.early.unwrap_or(fresh)) * gain.bytes,
+        hot_bytes_per_page: again.early.unwrap_or(fresh) * gain.bytes,
+        // A level that the link asks for is one that the cores can do.
+        core_bytes_per_s: core_bytes_per_s / how.level.map_or(1.0, |_| gain.seconds.max(0.01)),
         level,
     })
 }
@@ -402,29 +415,46 @@ impl Engine {
     }
 }
 
-/// Bytes at a level by those at the first one, from some lanes of a new engine.
+/// A level by the first one.
+struct Gain {
+    bytes: f64,
+    seconds: f64,
+}
+
+/// What a level brings and takes, from some lanes of a new engine.
 fn gain(
     sample: &Sample,
     kept: Option<&KeptSample>,
     asked: (&Wanted, &TargetSaid),
     key: &[u8; 32],
-    level: i32,
+    (disable, level): (Disable, i32),
     now: fn() -> Instant,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<Gain> {
+    let same = Gain {
+        bytes: 1.0,
+        seconds: 1.0,
+    };
     if level == LEVEL_FIRST {
-        return Ok(1.0);
+        return Ok(same);
     }
-    let mut bytes = [0.0; 2];
-    for (bytes, level) in bytes.iter_mut().zip([LEVEL_FIRST, level]) {
-        let engine = Engine::new(sample, kept, asked.0, asked.1, key)?;
+    let walk = |level| {
+        let engine = Engine::new(sample, kept, asked.0, asked.1, disable, key)?;
         let contents = Pages(Mutex::new(sample.first.clone()));
-        let mut encoders = Vec::new();
-        let walk = engine.walk(&contents, &|_| true, LANES_AGAIN, level, &mut encoders, now)?;
-        *bytes = to_f64(walk.stats.frame_bytes);
+        engine.walk(
+            &contents,
+            &|_| true,
+            LANES_AGAIN,
+            level,
+            &mut Vec::new(),
+            now,
+        )
+    };
+    let (first, other) = (walk(LEVEL_FIRST)?, walk(level)?);
+    if first.stats.frame_bytes == 0 || first.seconds <= 0.0 {
+        return Ok(same);
     }
-    Ok(if bytes[0] > 0.0 {
-        bytes[1] / bytes[0]
-    } else {
-        1.0
+    Ok(Gain {
+        bytes: to_f64(other.stats.frame_bytes) / to_f64(first.stats.frame_bytes),
+        seconds: other.seconds / first.seconds,
     })
 }

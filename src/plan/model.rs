@@ -9,14 +9,17 @@
 //! The rule of when to look and when to stop is that of `transport::session::decide`.
 
 use serde::{Deserialize, Serialize};
+use transport::session::Policy;
 
 use super::cost::Costs;
 use super::dirtying::Dirtying;
+use super::ending::{Ending, Foreseen, Sight, Stall, foresee};
 use super::history::Learned;
+use super::stop::{LAST_LOOK_S, Pace, Stops, slowed};
 use crate::estimate::to_u64;
 
 /// What the model is told.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Inputs {
     pub(crate) pages_total: f64,
     pub(crate) costs: Costs,
@@ -29,8 +32,8 @@ pub(crate) struct Inputs {
     pub(crate) cores: f64,
     /// Programs that want a core, by cores.
     pub(crate) load: f64,
-    /// Longest stop that is asked for.
-    pub(crate) downtime_s: f64,
+    /// What `send` will be asked for.
+    pub(crate) policy: Policy,
     /// What earlier moves teach.
     pub(crate) learned: Learned,
 }
@@ -66,9 +69,13 @@ pub(crate) struct Prediction {
     pub(crate) downtime_ms: Range,
     pub(crate) wire_bytes: Range,
     pub(crate) converges: Converges,
+    pub(crate) ends: Ending,
+    /// How much the guest is slowed at the end.
+    pub(crate) throttle_percent: u64,
     pub(crate) rounds: u32,
-    /// The downtime that would do where the asked one does not.
-    pub(crate) downtime_needed_ms: u64,
+    /// The downtime that would do where the asked one does not; `None` where none would, because the guest
+    /// dirties memory faster than the link takes it.
+    pub(crate) downtime_needed_ms: Option<u64>,
     pub(crate) middle: Middle,
 }
 
@@ -78,37 +85,23 @@ const SETUP_S: f64 = 0.35;
 const SETUP_RTTS: f64 = 7.0;
 /// How fast QEMU's first pass goes through memory, zero pages or not, with what was kept of it.
 const PASS_PAGES_PER_S: f64 = 450_000.0;
-/// Part of all cores that encoding may take.
-const CORES_SHARE: f64 = 0.75;
 /// From asking QEMU for its dirty pages to having them.
 const SYNC_S: f64 = 0.15;
 /// Longest time between two looks at what is dirty.
 const RESYNC_MAX_S: f64 = 1.0;
-/// From the last look to the guest's stop: QEMU's window, and what the look itself takes.
-const LAST_LOOK_S: f64 = 0.25;
-/// The link goes on in QEMU's window: what it takes then does not wait for the stop.
-const STOP_WINDOW_S: f64 = 0.1;
+/// Before a guest runs without all pages, hot ones are sent for at most so long.
+const STOP_EARLY_S: f64 = 0.1;
 /// Where the stop would be longer than asked, the session waits for a better moment and then throttles the
 /// guest: it ends near what was asked.
 const NEAR_ASKED: f64 = 0.9;
-/// Part of a stop that does not depend on what is dirty: device state, its load, journals, `cont`; and for
-/// each page of the guest, of its comparison and of QEMU's bitmaps.
-const STOP_FIXED_S: f64 = 0.02;
-const STOP_PER_PAGE_S: f64 = 0.53e-6;
-/// On a busy host each step of the stop waits for its turn: so much more for each program too many on a core,
-/// and at most.
-const STOP_PER_LOAD: f64 = 0.08;
-const STOP_LOAD_MAX: f64 = 1.5;
-/// Of one and a half round trips a part passes while something else is done.
-const STOP_RTTS: f64 = 1.1;
-/// What the rule of the session takes for both.
-const POLICY_RTTS: f64 = 1.5;
-const POLICY_FIXED_S: f64 = 0.1;
 /// Where a guest dirties nearly as fast as the link takes it, a small error of either decides: the course
 /// leans to the slow side.
 const LEAN: f64 = 1.05;
 /// Rounds in a row that do not shrink by a tenth.
 const STUCK_ROUNDS: u32 = 3;
+/// What waits has not become a tenth shorter for so long, and for this part of what it takes.
+const STALL_MIN_S: f64 = 10.0;
+const STALL_SHARE: f64 = 0.5;
 /// Step of the course, and its longest.
 const STEP_S: f64 = 0.05;
 const STEPS_MAX: u32 = 20_000;
@@ -131,8 +124,12 @@ pub(crate) fn predict(inputs: &Inputs) -> Prediction {
         downtime_ms: range(middle.downtime_ms * learned.downtime, learned.spread),
         wire_bytes: range(middle.wire_bytes * learned.wire, learned.spread),
         converges: walk.converges,
+        ends: walk.ends.ending,
+        throttle_percent: to_u64(((1.0 - walk.ends.writing) * 100.0).round()),
         rounds: walk.rounds,
-        downtime_needed_ms: to_u64((walk.needed_s * 1e3 * 1.2).ceil()),
+        downtime_needed_ms: walk
+            .needed_s
+            .map(|needed| to_u64((needed * 1e3 * 1.2).ceil())),
         middle,
     }
 }
@@ -151,48 +148,30 @@ fn range(middle: f64, spread: f64) -> Range {
 struct Walk {
     total_s: f64,
     downtime_s: f64,
-    needed_s: f64,
+    /// Where a longer stop would do.
+    needed_s: Option<f64>,
     lane_bytes: f64,
     rounds: u32,
     converges: Converges,
-}
-
-/// What a page takes: seconds of the link or of the encoder, whichever is longer.
-struct Pace {
-    rate: f64,
-    encoder: f64,
-}
-
-impl Pace {
-    fn seconds(&self, pages: f64, bytes: f64) -> f64 {
-        (bytes / self.rate).max(pages / self.encoder)
-    }
+    ends: Foreseen,
 }
 
 fn walk(inputs: &Inputs) -> Walk {
     let costs = &inputs.costs;
-    let pace = Pace {
-        rate: inputs.rate_bytes_per_s.max(1.0),
-        encoder: inputs.cores * CORES_SHARE * costs.core_bytes_per_s.max(1e6) / 4096.0,
-    };
+    let pace = Pace::of(inputs);
     let dirtying = &inputs.dirtying;
     let first_bytes = inputs.pages_total * costs.bytes_per_page;
     let first_s = pace
         .seconds(inputs.pages_total * costs.content_share, first_bytes)
         .max(inputs.pages_total / PASS_PAGES_PER_S);
-    let hot_s = |seconds: f64| {
-        let pages = dirtying.hot_in(seconds);
-        pace.seconds(pages, pages * costs.hot_bytes_per_page)
+    let stops = Stops {
+        inputs,
+        pace: &pace,
     };
-    let broad_s = |pages: f64| pace.seconds(pages, pages * costs.again_bytes_per_page);
-    let last_s = hot_s(LAST_LOOK_S) + broad_s(dirtying.broad_in(LAST_LOOK_S));
-    let left_s = (last_s - STOP_WINDOW_S).max(0.0);
-    let asked_s = left_s + POLICY_RTTS * inputs.rtt_s + POLICY_FIXED_S;
-    let busy = (1.0 + STOP_PER_LOAD * (inputs.load - 1.0).max(0.0)).min(STOP_LOAD_MAX);
-    let fixed_s = (STOP_FIXED_S + STOP_PER_PAGE_S * inputs.pages_total) * busy;
-    let least_s = STOP_RTTS * inputs.rtt_s + fixed_s;
-    let stop_s = least_s + left_s;
-    let drained_s = 0.1 + inputs.rtt_s;
+    let sight = |writing: f64| Sight {
+        stop_s: stops.asked_s(writing),
+        fits: stops.fits(writing),
+    };
     let mut course = Course {
         waiting: behind_the_walk(dirtying, first_s),
         unseen: 0.0,
@@ -200,22 +179,63 @@ fn walk(inputs: &Inputs) -> Walk {
         bytes: first_bytes + dirtying.hot_in(first_s) * costs.hot_bytes_per_page,
         rounds: 1,
     };
-    let fits = asked_s <= inputs.downtime_s;
-    course.run(inputs, &pace, fits, drained_s);
-    let final_s = stop_s.min((NEAR_ASKED * inputs.downtime_s).max(least_s));
+    course.cut_at_limit(&inputs.policy);
+    course.run(&stops, 1.0);
+    let mut ends = foresee(&course.stall(&stops), &sight);
+    course.go_on(inputs, ends.more_s, ends.writing);
+    if ends.ending == Ending::Throttled {
+        // What waited when it was slowed.
+        course.run(&stops, ends.writing);
+        if course.limit_reached(&inputs.policy) {
+            ends.ending = foresee(&course.stall(&stops), &sight).ending;
+        }
+    }
+    let last = LAST_LOOK_S * ends.writing;
+    let last_bytes = dirtying.hot_in(last) * costs.hot_bytes_per_page
+        + dirtying.broad_in(last) * costs.again_bytes_per_page;
+    let waiting_bytes = (course.waiting + course.unseen) * costs.again_bytes_per_page;
+    let (stop_s, least_s) = (stops.stop_s(ends.writing), stops.least_s());
+    let downtime_s = inputs.policy.downtime.as_secs_f64();
+    let (final_s, behind_s, more_bytes) = match ends.ending {
+        Ending::Arrives | Ending::Throttled => (
+            stop_s.min((NEAR_ASKED * downtime_s).max(least_s)),
+            LAST_LOOK_S,
+            last_bytes,
+        ),
+        Ending::Forced => (stop_s, LAST_LOOK_S, waiting_bytes + last_bytes),
+        Ending::PostCopy => (
+            least_s + stops.hot_s(last).min(STOP_EARLY_S),
+            stops.broad_s(course.waiting + course.unseen) + stops.hot_s(last),
+            waiting_bytes + last_bytes,
+        ),
+        Ending::Stays | Ending::Open => (0.0, 0.0, 0.0),
+    };
     Walk {
-        total_s: course.elapsed_s + LAST_LOOK_S + final_s,
+        total_s: course.elapsed_s + behind_s + final_s,
         downtime_s: final_s,
-        needed_s: stop_s.max(asked_s),
-        lane_bytes: course.bytes
-            + dirtying.hot_in(LAST_LOOK_S) * costs.hot_bytes_per_page
-            + dirtying.broad_in(LAST_LOOK_S) * costs.again_bytes_per_page,
+        needed_s: stops
+            .drains(1.0)
+            .then(|| stops.stop_s(1.0).max(stops.asked_s(1.0))),
+        lane_bytes: course.bytes + more_bytes,
         rounds: course.rounds,
-        converges: match asked_s / inputs.downtime_s.max(1e-3) {
-            near if near > 1.25 => Converges::No,
-            near if near > 0.9 => Converges::Unsure,
-            _ => Converges::Yes,
-        },
+        converges: converges(&stops),
+        ends,
+    }
+}
+
+fn converges(stops: &Stops<'_>) -> Converges {
+    let downtime_s = stops.inputs.policy.downtime.as_secs_f64().max(1e-3);
+    let drains = match stops.drains(1.0) {
+        true => 0.0,
+        false => stops.writes_by_takes(1.0),
+    };
+    match (
+        stops.asked_s(1.0).min(10.0 * downtime_s) / downtime_s,
+        drains,
+    ) {
+        (near, by) if near > 1.25 && (by == 0.0 || by > 1.25) => Converges::No,
+        (near, _) if near > 0.9 => Converges::Unsure,
+        _ => Converges::Yes,
     }
 }
 
@@ -230,17 +250,28 @@ struct Course {
 }
 
 impl Course {
-    /// Until what waits is drained and the stop fits, or rounds stop shrinking.
-    fn run(&mut self, inputs: &Inputs, pace: &Pace, fits: bool, drained_s: f64) {
-        let costs = &inputs.costs;
-        let dirtying = &inputs.dirtying;
-        let page_s = pace.seconds(1.0, costs.again_bytes_per_page);
+    /// Until what waits is drained and the stop fits, or it does not get on, or a limit is reached.
+    fn run(&mut self, stops: &Stops<'_>, writing: f64) {
+        let costs = &stops.inputs.costs;
+        let dirtying = slowed(&stops.inputs.dirtying, writing);
+        let (fits, drained_s) = (stops.fits(writing), stops.drained_s());
+        let page_s = stops.broad_s(1.0);
         let set = dirtying.working_set.max(1e-9);
         let (mut since_look, mut stuck, mut least) = (0.0, 0, f64::INFINITY);
+        let (mut left_least, mut since_shrank) = (f64::INFINITY, 0.0);
         for _ in 0..STEPS_MAX {
+            if self.limit_reached(&stops.inputs.policy) {
+                break;
+            }
             let drain = self.waiting * page_s;
             let is_drained = drain <= drained_s;
             if is_drained && fits {
+                break;
+            }
+            if self.waiting < 0.9 * left_least {
+                (left_least, since_shrank) = (self.waiting, 0.0);
+            }
+            if !fits && since_shrank > STALL_MIN_S.max(STALL_SHARE * drain) {
                 break;
             }
             // A look costs the hot pages once more.
@@ -265,7 +296,7 @@ impl Course {
                 self.waiting += std::mem::take(&mut self.unseen);
                 let hot = dirtying.hot_in(since_look);
                 self.bytes += hot * costs.hot_bytes_per_page;
-                self.elapsed_s += pace.seconds(hot, hot * costs.hot_bytes_per_page);
+                self.elapsed_s += stops.hot_s(since_look);
                 since_look = 0.0;
             }
             let sent = (STEP_S / page_s).min(self.waiting);
@@ -275,7 +306,42 @@ impl Course {
             self.bytes += sent * costs.again_bytes_per_page;
             self.elapsed_s += STEP_S;
             since_look += STEP_S;
+            since_shrank += STEP_S;
         }
+    }
+
+    fn limit_reached(&self, policy: &Policy) -> bool {
+        let time_max = policy.time_max.map(|most| most.as_secs_f64());
+        time_max.is_some_and(|most| self.elapsed_s >= most)
+            || policy.rounds_max.is_some_and(|most| self.rounds >= most)
+    }
+
+    /// A limit of time in the first walk ends it there.
+    fn cut_at_limit(&mut self, policy: &Policy) {
+        if let Some(most) = policy.time_max.map(|most| most.as_secs_f64())
+            && self.elapsed_s > most
+        {
+            self.bytes *= most / self.elapsed_s;
+            self.elapsed_s = most;
+        }
+    }
+
+    fn stall(&self, stops: &Stops<'_>) -> Stall {
+        Stall {
+            policy: stops.inputs.policy,
+            elapsed_s: self.elapsed_s,
+            rounds: self.rounds,
+            floor_s: stops.floor_s(),
+        }
+    }
+
+    /// What goes on the link in a stall: what the guest writes, as far as the link takes it.
+    fn go_on(&mut self, inputs: &Inputs, seconds: f64, writing: f64) {
+        let (costs, dirtying) = (&inputs.costs, &inputs.dirtying);
+        let a_second = dirtying.hot_in(1.0) * costs.hot_bytes_per_page
+            + dirtying.broad_in(writing) * costs.again_bytes_per_page;
+        self.bytes += seconds * a_second.min(inputs.rate_bytes_per_s);
+        self.elapsed_s += seconds;
     }
 }
 
@@ -295,6 +361,8 @@ fn behind_the_walk(dirtying: &Dirtying, seconds: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+    use transport::session::WhenStuck;
 
     fn inputs() -> Inputs {
         Inputs {
@@ -318,7 +386,7 @@ mod tests {
             wire_per_byte: 1.08,
             cores: 2.0,
             load: 0.5,
-            downtime_s: 0.3,
+            policy: Policy::new(Duration::from_millis(300)),
             learned: Learned::default(),
         }
     }
@@ -382,17 +450,81 @@ mod tests {
         );
     }
 
-    /// A guest that writes faster than the link takes does not converge, and the budget that would do is
-    /// named: with it, it does.
+    /// A guest that writes faster than the link takes does not converge; one with many hot pages does with
+    /// the budget that is named.
     #[test]
     fn a_guest_that_writes_too_fast() {
         let mut fast = inputs();
         fast.dirtying.pages_per_s = 20_000.0;
         let seen = predict(&fast);
         assert_eq!(seen.converges, Converges::No);
-        assert!(seen.downtime_needed_ms > 400, "{seen:?}");
-        fast.downtime_s = 1.5 * seen.downtime_needed_ms as f64 / 1e3;
-        assert_eq!(predict(&fast).converges, Converges::Yes);
+        assert_eq!(seen.downtime_needed_ms, None, "{seen:?}");
+        assert_eq!(seen.ends, Ending::Open, "{seen:?}");
+        let mut hot = inputs();
+        hot.dirtying.hot = 40_000.0;
+        let seen = predict(&hot);
+        assert_eq!(seen.converges, Converges::No);
+        let needed = seen.downtime_needed_ms.expect("the link takes the rest");
+        assert!(needed > 400, "{seen:?}");
+        hot.policy.downtime = Duration::from_millis(needed * 3 / 2);
+        assert_eq!(predict(&hot).converges, Converges::Yes);
+    }
+
+    /// The same guest by each rule: what is sent before the stall is the same, what follows differs.
+    #[test]
+    fn every_rule_has_its_end() {
+        let mut fast = inputs();
+        fast.dirtying.pages_per_s = 20_000.0;
+        let end = |when_stuck, time_max: Option<u64>| {
+            let mut asked = fast.clone();
+            asked.policy.when_stuck = when_stuck;
+            asked.policy.time_max = time_max.map(Duration::from_secs);
+            predict(&asked)
+        };
+        let abort = end(WhenStuck::Abort, None);
+        let force = end(WhenStuck::Force, None);
+        let post_copy = end(WhenStuck::PostCopy, None);
+        assert_eq!(abort.ends, Ending::Stays);
+        assert_eq!(abort.middle.downtime_ms, 0.0);
+        assert_eq!(force.ends, Ending::Forced);
+        assert!(force.middle.downtime_ms > 400.0, "{force:?}");
+        assert_eq!(post_copy.ends, Ending::PostCopy);
+        assert!(post_copy.middle.downtime_ms < 300.0, "{post_copy:?}");
+        assert!(
+            abort.middle.total_ms < post_copy.middle.total_ms,
+            "{post_copy:?}"
+        );
+        assert_eq!(end(WhenStuck::Throttle, None).ends, Ending::Open);
+        let wait = end(WhenStuck::Wait, None);
+        assert_eq!(wait.ends, Ending::Open);
+        let late = end(WhenStuck::Wait, Some(400));
+        assert_eq!(late.ends, Ending::Stays);
+        assert!(late.middle.total_ms >= 400_000.0, "{late:?}");
+        assert!(
+            late.middle.wire_bytes > wait.middle.wire_bytes,
+            "{late:?} {wait:?}"
+        );
+        // A throttle of up to a half helps where the guest writes half as much too fast, and takes its time.
+        fast.dirtying.pages_per_s = 8_000.0;
+        let force = predict(&Inputs {
+            policy: Policy {
+                when_stuck: WhenStuck::Force,
+                ..fast.policy
+            },
+            ..fast.clone()
+        });
+        let slowed = predict(&fast);
+        assert_eq!(slowed.ends, Ending::Throttled);
+        assert!((30..=50).contains(&slowed.throttle_percent), "{slowed:?}");
+        assert!(slowed.middle.total_ms > force.middle.total_ms, "{slowed:?}");
+        assert!(slowed.middle.downtime_ms < 300.0, "{slowed:?}");
+        // A limit ends a move that would have converged.
+        let mut slow = inputs();
+        slow.policy.time_max = Some(Duration::from_secs(5));
+        let short = predict(&slow);
+        assert_eq!(short.ends, Ending::Stays);
+        assert!((short.middle.total_ms - 5_000.0).abs() < 1.0, "{short:?}");
+        assert!(short.middle.wire_bytes < predict(&inputs()).middle.wire_bytes);
     }
 
     /// What was learned moves and narrows the ranges.

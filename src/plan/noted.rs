@@ -72,6 +72,7 @@ pub(crate) fn recall(state: &StateDir, vm: &str, peer: Fingerprint, time_s: u64)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::ending::Ending;
     use crate::plan::model::Converges;
     use crate::state_dir::tests::Scratch;
 
@@ -87,8 +88,10 @@ mod tests {
             downtime_ms: range,
             wire_bytes: range,
             converges: Converges::Yes,
+            ends: Ending::Arrives,
+            throttle_percent: 0,
             rounds: 1,
-            downtime_needed_ms: 1,
+            downtime_needed_ms: Some(1),
             middle: Middle {
                 total_ms: 1.5,
                 downtime_ms: 1.5,

@@ -4,9 +4,11 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::ending::Ending;
 use super::link::{LinkSeen, TargetSaid};
 use super::model::{Converges, Inputs, Prediction, Range};
 use crate::estimate::{to_f64, to_u64};
+use crate::report::millis;
 
 /// Programs for each core from which on a host is called busy.
 const BUSY: f64 = 1.5;
@@ -37,6 +39,10 @@ pub(crate) struct Document {
     downtime_ms: Range,
     wire_bytes: Range,
     converges: Converges,
+    /// How `send` with these options would end.
+    ends: Ending,
+    /// How much the guest is slowed at the end.
+    throttle_percent: u64,
     rounds: u32,
     settings: Settings,
     measured: Measured,
@@ -50,6 +56,10 @@ struct Settings {
     downtime_ms: u64,
     /// The downtime that would do, where the asked one may not.
     downtime_needed_ms: Option<u64>,
+    when_stuck: String,
+    throttle_max: u8,
+    timeout_s: Option<u64>,
+    max_rounds: Option<u32>,
     max_bandwidth_bps: Option<u64>,
     level: i32,
     mapped: bool,
@@ -105,11 +115,18 @@ impl Document {
             downtime_ms: prediction.downtime_ms,
             wire_bytes: prediction.wire_bytes,
             converges: prediction.converges,
+            ends: prediction.ends,
+            throttle_percent: prediction.throttle_percent,
             rounds: prediction.rounds,
             settings: Settings {
-                downtime_ms: to_u64(inputs.downtime_s * 1e3),
-                downtime_needed_ms: (prediction.converges != Converges::Yes)
-                    .then_some(prediction.downtime_needed_ms),
+                downtime_ms: millis(inputs.policy.downtime),
+                downtime_needed_ms: prediction
+                    .downtime_needed_ms
+                    .filter(|_| prediction.converges != Converges::Yes),
+                when_stuck: inputs.policy.when_stuck.to_string(),
+                throttle_max: inputs.policy.throttle_max,
+                timeout_s: inputs.policy.time_max.map(|most| most.as_secs()),
+                max_rounds: inputs.policy.rounds_max,
                 max_bandwidth_bps: facts.max_bandwidth_bps,
                 level: costs.level,
                 mapped: facts.is_mapped,
@@ -179,16 +196,18 @@ fn assumptions(facts: &Facts, inputs: &Inputs, prediction: &Prediction) -> Vec<S
         ),
         moves => said.push(format!("corrected by {moves} earlier moves")),
     }
-    match prediction.converges {
-        Converges::Yes => {}
-        Converges::Unsure => said.push(format!(
-            "the guest dirties memory nearly as fast as fits into the downtime: --downtime {} would be sure",
-            prediction.downtime_needed_ms
+    let needed = prediction.downtime_needed_ms;
+    match (prediction.converges, needed) {
+        (Converges::Yes, _) => {}
+        (Converges::Unsure, Some(needed)) => said.push(format!(
+            "the guest dirties memory nearly as fast as fits into the downtime: --downtime {needed} would be sure"
         )),
-        Converges::No => said.push(format!(
-            "the guest dirties memory faster than fits into the downtime: `send` throttles it until it does, unless --when-stuck says otherwise; --downtime {} would do without",
-            prediction.downtime_needed_ms
+        (Converges::No, Some(needed)) => said.push(format!(
+            "the guest dirties memory faster than fits into the downtime: --downtime {needed} would do"
         )),
+        (Converges::Unsure | Converges::No, None) => said.push(
+            "the guest dirties memory as fast as the link takes it, or faster: no --downtime alone would do".into(),
+        ),
     }
     said
 }
@@ -199,7 +218,15 @@ impl fmt::Display for Document {
         let gib = to_f64(guest.pages_total) * 4096.0 / f64::from(1 << 30);
         writeln!(f, "Moving {} ({gib:.1} GiB) to {}", self.vm, self.peer)?;
         writeln!(f)?;
-        writeln!(f, "  time         {}", seconds(self.total_ms))?;
+        let at_least = match self.ends {
+            Ending::Open => "more than ",
+            Ending::Arrives
+            | Ending::Throttled
+            | Ending::Forced
+            | Ending::PostCopy
+            | Ending::Stays => "",
+        };
+        writeln!(f, "  time         {at_least}{}", seconds(self.total_ms))?;
         writeln!(
             f,
             "  downtime     {} to {} ms (asked: at most {})",
@@ -216,6 +243,7 @@ impl fmt::Display for Document {
             "  converges    {converges}, about {} rounds",
             self.rounds
         )?;
+        self.show_end(f)?;
         writeln!(f)?;
         let link = &self.measured.link;
         writeln!(
@@ -260,6 +288,25 @@ impl fmt::Display for Document {
 }
 
 impl Document {
+    /// What the rule of the move makes of it.
+    fn show_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = match self.ends {
+            Ending::Arrives => "as asked".to_owned(),
+            Ending::Throttled => format!(
+                "as asked, with the guest's processors slowed by {} % before the stop",
+                self.throttle_percent
+            ),
+            Ending::Forced => "after a longer stop than asked".to_owned(),
+            Ending::PostCopy => "at the target before all pages are there".to_owned(),
+            Ending::Stays => "here: the move is given up".to_owned(),
+            Ending::Open => {
+                "not while the guest writes like this: give --timeout, or another --when-stuck"
+                    .to_owned()
+            }
+        };
+        writeln!(f, "  ends         {end}")
+    }
+
     fn show_guest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let guest = &self.measured.guest;
         let percent = |share: Option<f64>| share.unwrap_or(0.0) * 100.0;

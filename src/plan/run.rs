@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
-use transport::quic::Fingerprint;
+use transport::block::Disable;
+use transport::quic::{Fingerprint, Shaping};
+use transport::session::Policy;
 use transport::store::Checkpoints;
 use transport::wire::{AttemptId, Purpose, Role};
 
-use super::cost::{self, Costs, KeptSample};
+use super::cost::{self, Costs, Encoding, KeptSample};
 use super::dirtying::{self, Dirtying};
 use super::history::{self, Learned};
 use super::link::{LinkProbe, LinkSeen, TargetSaid, Wanted};
@@ -22,6 +24,7 @@ use crate::estimate::to_f64;
 use crate::journal::now_s;
 use crate::mapped::Mapped;
 use crate::peer::{Door, Me, Way, random};
+use crate::shaping::lane_bytes_per_s;
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
 use crate::vm::Vm;
@@ -36,11 +39,6 @@ const LOOKS: [Duration; 3] = [
 /// How long QEMU measures by itself.
 const QEMU_MEASURES_S: u64 = 1;
 
-/// What a cap in IP bits leaves for lanes: about a twentieth is headers of IP, UDP, QUIC and frames.
-fn lane_bytes_per_s(ip_bps: u64) -> u64 {
-    (ip_bps / 160 * 19).max(1)
-}
-
 /// What `plan` was asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -49,8 +47,11 @@ pub(crate) struct Options {
     pub(crate) way: Way,
     pub(crate) peer: Option<String>,
     pub(crate) vm: Option<String>,
-    pub(crate) downtime: Duration,
-    pub(crate) max_bandwidth_bps: Option<u64>,
+    pub(crate) policy: Policy,
+    pub(crate) shaping: Shaping,
+    pub(crate) disable: Disable,
+    /// A fixed zstd level.
+    pub(crate) level: Option<i32>,
     pub(crate) mapped: Mapped,
 }
 
@@ -73,7 +74,13 @@ async fn plan(options: Options) -> anyhow::Result<Document> {
         attempt: AttemptId(random()),
         incarnation: u64::from_le_bytes(random()),
     };
-    let door = Door::open(options.way.clone(), options.peer.as_deref(), &options.state).await?;
+    let door = Door::open_shaped(
+        options.way.clone(),
+        options.peer.as_deref(),
+        &options.state,
+        &options.shaping,
+    )
+    .await?;
     if door.listens() {
         tracing::info!("listening on {}", door.local_address()?);
     }
@@ -81,7 +88,7 @@ async fn plan(options: Options) -> anyhow::Result<Document> {
     let (peer_name, fingerprint, key) = (peer.name.clone(), peer.connection.peer(), peer.secret);
     // It measures beside everything else; one that cannot is done without.
     let measures = vm.qmp.calc_dirty_rate(QEMU_MEASURES_S).await;
-    let cap = options.max_bandwidth_bps.map(lane_bytes_per_s);
+    let cap = options.shaping.rate_max().map(lane_bytes_per_s);
     let probe = LinkProbe::begin(peer, cap).await?;
     let (wanted, asked) = mpsc::channel(1);
     let whose = Whose {
@@ -118,7 +125,9 @@ async fn plan(options: Options) -> anyhow::Result<Document> {
         ..facts
     };
     let prediction = predict(&inputs);
-    if let Err(error) = noted::keep(&options.state, &name, fingerprint, &prediction, now_s()) {
+    if prediction.ends.arrives()
+        && let Err(error) = noted::keep(&options.state, &name, fingerprint, &prediction, now_s())
+    {
         tracing::warn!("the plan is not noted for the report of `send`: {error:#}");
     }
     Ok(Document::new(&facts, &inputs, &prediction))
@@ -215,7 +224,7 @@ async fn weigh(
     let mut facts = Facts {
         link,
         said,
-        max_bandwidth_bps: options.max_bandwidth_bps,
+        max_bandwidth_bps: options.shaping.rate_max(),
         qemu_dirty_bytes_per_s: qemu_bytes_per_s,
         ..Facts::default()
     };
@@ -223,10 +232,15 @@ async fn weigh(
         Ok(looked) => {
             facts.is_mapped = looked.sample.is_mapped;
             facts.pages_total = looked.sample.pages_total;
+            let how = Encoding {
+                disable: options.disable,
+                level: options.level,
+                link_bytes_per_s: rate,
+            };
             let weigh = move || {
                 let sample = &looked.sample;
                 let asked = (&looked.wanted, &target);
-                let costs = cost::costs(sample, looked.kept.as_ref(), asked, &key, rate, now)?;
+                let costs = cost::costs(sample, looked.kept.as_ref(), asked, &key, &how, now)?;
                 let (pages, total) = (to_f64(sample.pages()), to_f64(sample.pages_total));
                 let dirtying = dirtying::fit(&sample.looks, pages, total, f64::from(GROUP_PAGES));
                 anyhow::Ok((costs, dirtying))
@@ -252,7 +266,7 @@ async fn weigh(
         wire_per_byte: facts.link.sent_per_byte + facts.link.back_per_byte,
         cores,
         load: load() / cores,
-        downtime_s: options.downtime.as_secs_f64(),
+        policy: options.policy,
         learned: Learned::default(),
     };
     Ok((facts, inputs))

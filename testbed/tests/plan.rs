@@ -81,10 +81,10 @@ fn a_target_that_only_answers() -> anyhow::Result<()> {
     let mut dialling = pair
         .client
         .start("receive", &arguments, &pair.file("dialling.log"))?;
-    let mut plan = start_plan(
-        &pair,
-        &["--listen", &address, "--json", "--max-bandwidth", "40M"],
-    )?;
+    let link = ["--listen", &address, "--max-bandwidth", "40M", "--yield"];
+    let rule = ["--when-stuck", "force", "--timeout", "90"];
+    let encoding = ["--level", "5", "--disable", "delta", "--json"];
+    let mut plan = start_plan(&pair, &[&link[..], &rule[..], &encoding[..]].concat())?;
     assert_eq!(plan.wait(PLAN_MAX)?, 0, "{}", plan.output());
     let said = document(&plan)?;
     assert_eq!(said["measured"]["target"]["qemu"], Value::Null, "{said}");
@@ -92,6 +92,14 @@ fn a_target_that_only_answers() -> anyhow::Result<()> {
     assert!(
         goodput.is_some_and(|bps| bps < 50e6),
         "a cap is kept: {said}"
+    );
+    let settings = &said["settings"];
+    assert_eq!(settings["when_stuck"], "force", "{said}");
+    assert_eq!(settings["timeout_s"], 90, "{said}");
+    assert_eq!(settings["level"], 5, "{said}");
+    assert!(
+        said["ends"] == "arrives" || said["ends"] == "forced",
+        "{said}"
     );
     assert_eq!(dialling.exit_code()?, None, "{}", dialling.output());
     dialling.kill();
