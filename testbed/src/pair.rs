@@ -137,7 +137,21 @@ impl Pair {
         more: &[&str],
         environment: &[(&str, &str)],
     ) -> anyhow::Result<Running> {
-        let mut arguments = vec!["--to".to_owned(), self.address()];
+        self.send_by(&self.address(), product, more, environment)
+    }
+
+    /// The same by another address, from which somebody takes packets on to [`address`](Self::address).
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn send_by(
+        &self,
+        address: &str,
+        product: &Product<'_>,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Running> {
+        let mut arguments = vec!["--to".to_owned(), address.to_owned()];
         arguments.extend(self.role_arguments(&self.source, "send", more));
         product.start_with("send", &arguments, environment, &self.file("send.log"))
     }
