@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testbed::guest::{Machine, compare};
+use testbed::guest::{Load, Machine, compare};
 use testbed::pair::Pair;
 use testbed::requirement::{GUESTS, Requirement, met};
 
@@ -18,6 +18,9 @@ const STUCK: [&str; 6] = [
     "--max-bandwidth",
     "60M",
 ];
+
+/// Faster than 40 Mbit/s take: seconds of pages are left behind.
+const WRITES_PER_S: u32 = 6000;
 
 fn can_run() -> anyhow::Result<bool> {
     Ok(met(&GUESTS)? && met(&[Requirement::Product])?)
@@ -105,7 +108,18 @@ fn killed(name: &str, point: &str) -> anyhow::Result<()> {
     if !can_run()? {
         return Ok(());
     }
-    let mut pair = Pair::new(name, &Machine::small())?;
+    let small = Machine::small();
+    let busy = Load {
+        writes_per_s: WRITES_PER_S,
+        ..small.load.clone()
+    };
+    let mut pair = Pair::new(
+        name,
+        &Machine {
+            load: busy,
+            ..small
+        },
+    )?;
     let fault = [("SCALEAWAY_FAULT", point)];
     let source_dies = point.starts_with("source-");
     let (at_source, at_target) = match source_dies {
@@ -113,7 +127,7 @@ fn killed(name: &str, point: &str) -> anyhow::Result<()> {
         false => (&[][..], &fault[..]),
     };
     let mut receive = pair.receive_with(&pair.client, &[], at_target)?;
-    let slower = [&STUCK[..4], &["--max-bandwidth", "20M"]].concat();
+    let slower = [&STUCK[..4], &["--max-bandwidth", "40M"]].concat();
     let mut send = pair.send_with(&pair.cloud, &slower, at_source)?;
     let (victim, survivor, died, way) = match source_dies {
         true => (&mut send, &mut receive, &pair.cloud, "--to"),
