@@ -1,7 +1,6 @@
 //! Charts as SVG, drawn by hand: horizontal bars with their spread, and stacked bars.
 
-use std::fmt::Write as _;
-
+use super::draw::{self, Scale, add};
 use super::{escape, number};
 use crate::report::Spread;
 
@@ -45,9 +44,15 @@ pub(super) fn bars(title: &str, digits: usize, bars: &[Bar]) -> String {
             text(&mut svg, LABEL_WIDTH + 4.0, top, "muted", "not arrived");
             continue;
         };
-        rect(&mut svg, LABEL_WIDTH, top, value.median * scale, bar.class);
+        rect(
+            &mut svg,
+            LABEL_WIDTH,
+            top,
+            scale.length(value.median),
+            bar.class,
+        );
         if value.max > value.min {
-            let (from, to) = (at(value.min, scale), at(value.max, scale));
+            let (from, to) = (scale.at(value.min), scale.at(value.max));
             let middle = top + BAR_HEIGHT / 2.0;
             add(
                 &mut svg,
@@ -60,7 +65,7 @@ pub(super) fn bars(title: &str, digits: usize, bars: &[Bar]) -> String {
             );
         }
         let said = number(value.median, digits);
-        text(&mut svg, at(value.max, scale) + 6.0, top, "value", &said);
+        text(&mut svg, scale.at(value.max) + 6.0, top, "value", &said);
     }
     svg + "</svg>"
 }
@@ -82,8 +87,14 @@ pub(super) fn stacked(title: &str, digits: usize, stacks: &[Stack]) -> String {
             if !legend.contains(&class.as_str()) {
                 legend.push(class);
             }
-            rect(&mut svg, left, top, value * scale, &format!("part-{class}"));
-            left += value * scale;
+            rect(
+                &mut svg,
+                left,
+                top,
+                scale.length(*value),
+                &format!("part-{class}"),
+            );
+            left += scale.length(*value);
         }
         let said = number(total(stack), digits);
         text(&mut svg, left + 6.0, top, "value", &said);
@@ -103,20 +114,12 @@ pub(super) fn stacked(title: &str, digits: usize, stacks: &[Stack]) -> String {
     svg + "</svg>"
 }
 
-/// Pixels for one unit of the value.
-fn scale(greatest: f64) -> f64 {
-    match greatest > 0.0 {
-        true => (WIDTH - LABEL_WIDTH - VALUE_WIDTH) / greatest,
-        false => 0.0,
-    }
-}
-
-fn at(value: f64, scale: f64) -> f64 {
-    LABEL_WIDTH + value * scale
+fn scale(greatest: f64) -> Scale {
+    Scale::new(LABEL_WIDTH, WIDTH - VALUE_WIDTH, greatest)
 }
 
 fn top(row: usize) -> f64 {
-    28.0 + ROW_HEIGHT * u16::try_from(row).map_or(0.0, f64::from)
+    draw::row(28.0, ROW_HEIGHT, row)
 }
 
 fn open(title: &str, rows: usize, more: f64) -> String {
@@ -146,20 +149,9 @@ fn label(svg: &mut String, top: f64, name: &str) {
     text(svg, LABEL_WIDTH - 8.0, top, "label", name);
 }
 
+/// A word in the row that begins at `top`.
 fn text(svg: &mut String, left: f64, top: f64, class: &str, said: &str) {
-    let base = top + BAR_HEIGHT - 3.0;
-    add(
-        svg,
-        format_args!(
-            "<text class='{class}' x='{left:.1}' y='{base:.1}'>{}</text>",
-            escape(said)
-        ),
-    );
-}
-
-fn add(svg: &mut String, part: std::fmt::Arguments<'_>) {
-    svg.write_fmt(part)
-        .expect("a string takes all that is written");
+    draw::text(svg, class, left, top + BAR_HEIGHT - 3.0, said);
 }
 
 #[cfg(test)]

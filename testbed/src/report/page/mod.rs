@@ -1,6 +1,7 @@
 //! All results of a folder as one HTML page that needs nothing else: tables and charts.
 
 mod chart;
+mod draw;
 mod section;
 mod timeline;
 

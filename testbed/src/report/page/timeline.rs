@@ -1,8 +1,7 @@
 //! A run over time as SVG: panels below each other on one time axis, with the rounds' boundaries and
 //! what happened as lines through all of them.
 
-use std::fmt::Write as _;
-
+use super::draw::{self, Scale, add, text};
 use super::escape;
 use crate::report::trace::{Point, Trace};
 
@@ -133,7 +132,7 @@ pub(super) fn chart(title: &str, trace: &Trace, asked_ms: Option<f64>) -> String
         bottom + 34.0,
         escape(title)
     );
-    let time = Time { span_ms };
+    let time = Scale::new(LEFT, WIDTH - RIGHT, span_ms);
     for ms in trace.rounds_ms() {
         line(&mut svg, "round", time.at(ms), bottom);
     }
@@ -142,34 +141,23 @@ pub(super) fn chart(title: &str, trace: &Trace, asked_ms: Option<f64>) -> String
         let asked_ms = asked_ms.filter(|_| panel.axis == Axis::Log);
         draw(&mut svg, panel, trace, time, top(place), asked_ms);
     }
-    seconds(&mut svg, time, bottom);
+    seconds(&mut svg, time, span_ms, bottom);
     svg + "</svg>"
 }
 
-#[derive(Clone, Copy)]
-struct Time {
-    span_ms: f64,
-}
-
-impl Time {
-    fn at(self, ms: f64) -> f64 {
-        LEFT + ms / self.span_ms * (WIDTH - LEFT - RIGHT)
-    }
-}
-
 fn top(place: usize) -> f64 {
-    TOP + (PANEL_HEIGHT + PANEL_GAP) * u16::try_from(place).map_or(0.0, f64::from)
+    draw::row(TOP, PANEL_HEIGHT + PANEL_GAP, place)
 }
 
 /// Where a value stands in a panel.
 #[derive(Clone, Copy)]
-struct Scale {
+struct Height {
     axis: Axis,
     top: f64,
     max: f64,
 }
 
-impl Scale {
+impl Height {
     fn at(self, value: f64) -> f64 {
         let share = match self.axis {
             Axis::Linear => value / self.max,
@@ -196,14 +184,14 @@ impl Scale {
     }
 }
 
-fn draw(svg: &mut String, panel: &Panel, trace: &Trace, time: Time, top: f64, asked: Option<f64>) {
+fn draw(svg: &mut String, panel: &Panel, trace: &Trace, time: Scale, top: f64, asked: Option<f64>) {
     let greatest = panel.greatest(trace).unwrap_or(0.0);
     let greatest = greatest.max(asked.unwrap_or(0.0));
     let max = match panel.axis {
         Axis::Linear => round_up(greatest),
         Axis::Log => 10_f64.powf(greatest.max(LOG_MIN * 10.0).log10().ceil()),
     };
-    let scale = Scale {
+    let scale = Height {
         axis: panel.axis,
         top,
         max,
@@ -241,7 +229,7 @@ fn draw(svg: &mut String, panel: &Panel, trace: &Trace, time: Time, top: f64, as
 type Known = (f64, f64, f64);
 
 /// A line, or the band between low and high.
-fn curve(svg: &mut String, class: &str, part: &[Known], time: Time, scale: Scale) {
+fn curve(svg: &mut String, class: &str, part: &[Known], time: Scale, scale: Height) {
     let at = |point: &Known, value: f64| format!("{:.1} {:.1}", time.at(point.0), scale.at(value));
     let highs: Vec<String> = part.iter().map(|point| at(point, point.2)).collect();
     let highs = highs.join("L");
@@ -274,7 +262,7 @@ fn known(trace: &Trace, series: &Series) -> Vec<Vec<Known>> {
     parts
 }
 
-fn events(svg: &mut String, trace: &Trace, time: Time, bottom: f64) {
+fn events(svg: &mut String, trace: &Trace, time: Scale, bottom: f64) {
     // Two rows of words: what follows at once stands below.
     let mut free_from = [0.0; 2];
     for event in &trace.events {
@@ -293,10 +281,10 @@ fn events(svg: &mut String, trace: &Trace, time: Time, bottom: f64) {
     }
 }
 
-fn seconds(svg: &mut String, time: Time, bottom: f64) {
-    let step = round_up(time.span_ms / 1000.0 / 8.0);
+fn seconds(svg: &mut String, time: Scale, span_ms: f64, bottom: f64) {
+    let step = round_up(span_ms / 1000.0 / 8.0);
     let mut at_s = 0.0;
-    while at_s * 1000.0 <= time.span_ms {
+    while at_s * 1000.0 <= span_ms {
         text(
             svg,
             "tick",
@@ -338,21 +326,6 @@ fn line(svg: &mut String, class: &str, x: f64, bottom: f64) {
             TOP - 18.0
         ),
     );
-}
-
-fn text(svg: &mut String, class: &str, x: f64, y: f64, said: &str) {
-    add(
-        svg,
-        format_args!(
-            "<text class='{class}' x='{x:.1}' y='{y:.1}'>{}</text>",
-            escape(said)
-        ),
-    );
-}
-
-fn add(svg: &mut String, part: std::fmt::Arguments<'_>) {
-    svg.write_fmt(part)
-        .expect("a string takes all that is written");
 }
 
 #[cfg(test)]
