@@ -26,6 +26,13 @@ pub(crate) struct Look {
     pub(crate) backlog_pages: u64,
     /// Estimated on the link.
     pub(crate) backlog_bytes: u64,
+    /// Part of the backlog that was announced as zero.
+    pub(crate) zero_share: f64,
+    /// What QEMU's first pass has not come to.
+    pub(crate) unannounced_pages: u64,
+    /// So far, and the pages with content in them.
+    pub(crate) sent_bytes: u64,
+    pub(crate) sent_pages: u64,
     pub(crate) in_flight_bytes: u64,
     pub(crate) dirty_pages_per_s: Option<f64>,
     pub(crate) predicted_downtime_ms: Option<u64>,

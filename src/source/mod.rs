@@ -9,6 +9,7 @@
 mod act;
 mod budget;
 mod driver;
+mod left;
 mod memory;
 mod opening;
 mod postcopy;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use transport::session::source::Sample;
 
 use super::driver::Driver;
+use super::left::{Left, with_content};
 use crate::estimate::{to_f64, to_u64};
 use crate::progress::Snapshot;
 use crate::report::millis;
@@ -20,7 +21,7 @@ impl Driver {
     pub(super) fn snapshot(&self) -> Snapshot {
         let left_pages = self.image.as_ref().map(|image| image.dirty.dirty_pages());
         let rate = self.machine.rate_bytes_per_s();
-        let left = left_pages.map(|pages| to_f64(pages) * self.machine.page_cost_bytes());
+        let left = left_pages.map(|pages| self.left.bytes(pages + self.unannounced_pages()));
         let done_bytes = self.machine.applied_bytes();
         let total = to_f64(done_bytes) + left.unwrap_or(0.0);
         let percent = if total > 0.0 {
@@ -29,8 +30,8 @@ impl Driver {
             0.0
         };
         let eta_s = left
-            .filter(|_| rate > 1.0)
-            .map(|left| (left / rate, 2.0 * left / rate));
+            .filter(|_| self.left.is_sound(now()))
+            .and_then(|left| Left::seconds(left, rate));
         Snapshot {
             phase: self.tally.phases.current(),
             round: self.tally.round_count() + 1,
@@ -51,6 +52,13 @@ impl Driver {
         }
     }
 
+    /// Pages that QEMU's first pass has not come to.
+    fn unannounced_pages(&self) -> u64 {
+        let all = self.tally.pages_total.unwrap_or(0);
+        let announced = self.capture.as_ref().map(|it| it.announced_pages());
+        all.saturating_sub(announced.unwrap_or(all))
+    }
+
     pub(super) fn trace(&mut self, sample: &Sample) {
         let link = self.peer.as_ref().map(|peer| peer.connection.link_sample());
         let goodput = self.machine.rate_bytes_per_s();
@@ -64,6 +72,10 @@ impl Driver {
             goodput_bps: (goodput > 1.0).then(|| to_u64(goodput * 8.0)),
             backlog_pages: sample.backlog_pages,
             backlog_bytes: to_u64(backlog_bytes),
+            zero_share: self.left.zero_share(),
+            unannounced_pages: self.unannounced_pages(),
+            sent_bytes: sample.sent_bytes,
+            sent_pages: with_content(&self.tally.stats),
             in_flight_bytes: sample
                 .sent_bytes
                 .saturating_sub(self.machine.applied_bytes()),

@@ -4,6 +4,7 @@ use transport::block::BatchStats;
 use transport::session::source::{Input, Sample};
 
 use super::Driver;
+use crate::source::left::with_content;
 use crate::waiting::now;
 
 /// How often the link is measured (it copies the congestion controller).
@@ -32,6 +33,9 @@ impl Driver {
         {
             let counters = lanes.counters();
             self.tally.stats = counters.stats;
+            self.left.look(now(), &image.dirty);
+            self.left
+                .sent(counters.sent_bytes, with_content(&counters.stats));
             let sample = Sample {
                 backlog_pages: image.dirty.dirty_pages(),
                 announced_pages: capture.announced_pages(),

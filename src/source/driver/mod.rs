@@ -25,6 +25,7 @@ use transport::wire::{Frame, RunState};
 
 use super::Options;
 use super::act::{VmCommand, run_commands};
+use super::left::Left;
 use super::memory::Memory;
 use super::opening::Opened;
 use super::postcopy::Urgents;
@@ -112,6 +113,7 @@ pub(super) struct Driver {
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) vm_commands: mpsc::Sender<VmCommand>,
     pub(super) reconnected: Option<mpsc::Receiver<Peer>>,
+    pub(super) left: Left,
     pub(super) tally: Tally,
     pub(super) progress: Progress,
     pub(super) trace: Trace,
@@ -180,6 +182,7 @@ impl Driver {
             inputs,
             vm_commands,
             reconnected: None,
+            left: Left::new(),
             tally,
             progress: Progress::new(start.options.json),
             trace: Trace::create(start.options.trace.as_deref())?,

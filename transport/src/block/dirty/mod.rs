@@ -216,6 +216,24 @@ impl DirtySet {
         (pages != [0; ABSENT_RANGE_BYTES]).then_some(AbsentRange { range, pages })
     }
 
+    /// Which part of the dirty pages was announced as zero, for estimates: seen in at most `ranges_max` of
+    /// the ranges that have some, spread over all.
+    pub fn zero_share(&self, ranges_max: u32) -> f64 {
+        let step = index(self.layout.ranges_total().div_ceil(ranges_max.max(1)));
+        let (mut zero, mut all) = (0_u32, 0_u32);
+        for range in (0..self.ranges.len()).step_by(step.max(1)) {
+            if self.ranges[range].load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            for flag in &self.flags[range * index(RANGE_PAGES)..][..index(RANGE_PAGES)] {
+                let kind = flag.load(Ordering::Relaxed);
+                all += u32::from(kind != CLEAN);
+                zero += u32::from(kind == ZERO);
+            }
+        }
+        f64::from(zero) / f64::from(all.max(1))
+    }
+
     /// Dirty pages of all lanes. Exact when no one marks or takes.
     pub fn dirty_pages(&self) -> u64 {
         (0..LANES).map(|lane| self.lane_dirty(lane)).sum()

@@ -61,6 +61,23 @@ fn later_mark_supersedes() {
     );
 }
 
+/// The part of zero pages is that of the ranges that are looked at.
+#[test]
+fn zero_pages_are_counted() {
+    let set = DirtySet::new(layout());
+    assert_eq!(set.zero_share(1024), 0.0);
+    for page in 0..300 {
+        set.mark_zero(ram(page));
+    }
+    for page in 512 * 3..512 * 3 + 100 {
+        set.mark_data(ram(page));
+    }
+    assert_eq!(set.zero_share(1024), 0.75);
+    // Every second range, then none beside the first.
+    assert_eq!(set.zero_share(11), 1.0);
+    assert_eq!(set.zero_share(0), 1.0);
+}
+
 /// The limits are reached: `max_pages` of data, and 512 zero pages beyond.
 #[test]
 fn take_is_bounded() {
