@@ -47,7 +47,6 @@ pub(crate) async fn hold(resumed: &Resumed<'_>) -> anyhow::Result<Peer> {
 /// What runs on one connection once the target has said what it lacks.
 struct Serving {
     urgents: Urgents,
-    urgent_frames: mpsc::Receiver<Frame>,
     lanes: SourceLanes,
     events: mpsc::Receiver<LaneEvent>,
 }
@@ -66,7 +65,7 @@ async fn serve(
     };
     send_frame(&mut peer.sender, &ask).await?;
     let lacking = AbsentPages::new(resumed.layout.clone());
-    let (mut serving, mut urgent_frames, mut events) = (None, None, None);
+    let (mut serving, mut events) = (None, None);
     loop {
         tokio::select! {
             frame = peer.inbox.next() => {
@@ -78,14 +77,13 @@ async fn serve(
                     ranges.iter().try_for_each(|range| lacking.insert(range))?;
                     if !*more {
                         let begun = begin(resumed, contents, peer, &lacking).await?;
-                        let Serving { urgents, urgent_frames: frames, lanes, events: told } = begun;
-                        (urgent_frames, events) = (Some(frames), Some(told));
+                        let Serving { urgents, lanes, events: told } = begun;
+                        events = Some(told);
                         serving = Some((urgents, lanes));
                     }
                 }
                 heard(frame, serving.as_ref())?;
             },
-            frame = next(&mut urgent_frames) => send_frame(&mut peer.sender, &frame).await?,
             event = next(&mut events) => if let LaneEvent::Failed(detail) = event {
                 bail!(detail);
             },
@@ -121,7 +119,6 @@ async fn begin(
     lacking.for_each(&mut |at| {
         dirty.mark_data(at);
     });
-    let (urgents, urgent_frames) = Urgents::start(&dirty, contents, peer.secret)?;
     let settings = LaneSettings {
         incarnation: resumed.me.incarnation,
         key: peer.secret,
@@ -139,12 +136,12 @@ async fn begin(
         Workers::start(cores)?,
         Arc::new(Notify::new()),
     )?;
+    let urgents = Urgents::start(&dirty, contents, peer.secret, &peer.connection)?;
     lanes.begin_last_round();
     lanes.set_order(&push_order(&dirty, |_| 0), 0);
     lanes.set_budget(FLIGHT_BYTES);
     Ok(Serving {
         urgents,
-        urgent_frames,
         lanes,
         events,
     })

@@ -136,10 +136,6 @@ async fn serve(
                     let (begun, workers, found) = accept(resumed, feeder, peer)?;
                     (lanes, faults) = (Some((begun, workers)), Some(found));
                     tell(&filling.absent, peer).await?;
-                } else if let Frame::Urgent { digest, runs, data } = frame {
-                    if let Some(post_copy) = &post_copy {
-                        post_copy.urgent(digest, runs, data).await;
-                    }
                 } else if let Frame::Abort { detail, .. } = frame {
                     return Err(Lost::Link(detail));
                 }
@@ -168,8 +164,13 @@ async fn serve(
                 Some(Fed::Barrier(_) | Fed::Listening) => {}
                 None => return Err(Lost::Qemu("its stream has ended".into())),
             },
-            fault = next(&mut faults) => if let LaneFault::Failed(detail) = fault {
-                return Err(Lost::Link(detail));
+            fault = next(&mut faults) => match fault {
+                LaneFault::Urgent(urgent) => if let Some(post_copy) = &post_copy {
+                    post_copy.urgent(urgent).await;
+                },
+                // Nothing refers to anything here, so nothing can miss.
+                LaneFault::Missing(_) => return Err(Lost::Link("pages miss".into())),
+                LaneFault::Failed(detail) => return Err(Lost::Link(detail)),
             },
             detail = urgent_failed(&mut post_copy) => return Err(Lost::Link(detail)),
             _ = ticker.tick() => {

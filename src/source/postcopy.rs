@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! stop: hot pages -> lanes                                             still before the mark
-//! Wanted -> thread: takes the page, then its neighbours -> Urgent      first, on the control stream
+//! Wanted -> thread: takes the page, then its neighbours -> Urgent      first, on a stream of its own
 //! dirty set -> lanes                                                   the rest, likely pages first
 //! new connection: Absent -> a dirty set of exactly that, fresh lanes
 //! ```
@@ -12,12 +12,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 use transport::block::{
     AbsentPages, Contents, DirtySet, PageAddress, PageRun, RANGE_PAGES, Taken, pack_urgent,
     push_order,
 };
+use transport::quic::Connection;
 use transport::session::WhenStuck;
 use transport::session::source::Input;
 use transport::wire::limits::ABSENT_MAX_RANGES;
@@ -47,19 +48,26 @@ pub(crate) struct Urgents {
 }
 
 impl Urgents {
-    /// Starts the thread that takes, reads and packs.
+    /// Starts the thread that takes, reads and packs, and who sends, on a stream behind the open lanes.
     pub(crate) fn start(
         dirty: &Arc<DirtySet>,
         contents: &Arc<dyn Contents>,
         key: [u8; 32],
-    ) -> std::io::Result<(Urgents, mpsc::Receiver<Frame>)> {
+        connection: &Connection,
+    ) -> std::io::Result<Urgents> {
         let (wanted, asked) = mpsc::channel(WANTED_MAX);
         let (frames, urgent) = mpsc::channel(URGENT_MAX);
+        let connection = connection.clone();
+        tokio::spawn(async move {
+            if let Err(error) = send_all(&connection, urgent).await {
+                tracing::debug!("the urgent stream has ended: {error:#}");
+            }
+        });
         let (dirty, contents) = (dirty.clone(), contents.clone());
         std::thread::Builder::new()
             .name("urgent".into())
             .spawn(move || answer(asked, &frames, &dirty, &*contents, &key))?;
-        Ok((Urgents { wanted }, urgent))
+        Ok(Urgents { wanted })
     }
 
     /// The target wants these pages.
@@ -68,6 +76,20 @@ impl Urgents {
             tracing::debug!("more faults than can be answered first: the lanes bring these pages");
         }
     }
+}
+
+/// What is not sent when the connection ends is lacking on the next one.
+async fn send_all(
+    connection: &Connection,
+    mut frames: mpsc::Receiver<Frame>,
+) -> anyhow::Result<()> {
+    let mut stream = connection.open_urgent().await?;
+    while let Some(frame) = frames.recv().await {
+        let mut bytes = BytesMut::new();
+        frame.encode(&mut bytes)?;
+        stream.send(bytes.freeze()).await?;
+    }
+    Ok(())
 }
 
 fn answer(
@@ -192,13 +214,12 @@ impl Driver {
         if self.urgents.is_some() {
             return;
         }
-        let Some(image) = &self.image else { return };
+        let (Some(image), Some(peer)) = (&self.image, &self.peer) else {
+            return;
+        };
         let contents: Arc<dyn Contents> = image.memory.clone();
-        match Urgents::start(&image.dirty, &contents, self.secret) {
-            Ok((urgents, frames)) => {
-                self.urgents = Some(urgents);
-                self.urgent_frames = Some(frames);
-            }
+        match Urgents::start(&image.dirty, &contents, self.secret, &peer.connection) {
+            Ok(urgents) => self.urgents = Some(urgents),
             Err(error) => tracing::error!(%error, "faults are answered by the lanes alone"),
         }
     }
@@ -241,12 +262,11 @@ impl Driver {
             dirty.mark_data(at);
         });
         image.dirty = dirty;
-        (self.urgents, self.urgent_frames) = (None, None);
-        self.start_urgents();
-        self.kept = None;
+        (self.urgents, self.kept) = (None, None);
         if let Err(error) = self.open_lanes(Bytes::new(), Offer::default()).await {
             tracing::error!("lanes cannot be opened again: {error:#}");
         }
+        self.start_urgents();
         if let (Some(lanes), Some(image)) = (&self.lanes, &self.image) {
             let order = push_order(&image.dirty, |at| image.heat.bits(at));
             lanes.set_order(&order, 0);

@@ -202,7 +202,7 @@ impl Driver {
         tokio::select! {
             frame = next_frame(&mut self.peer) => match frame {
                 Ok(frame) => {
-                    self.post_copy_frame(&frame).await;
+                    self.post_copy_frame(&frame);
                     self.frame(frame);
                 }
                 Err(detail) => {
@@ -215,7 +215,7 @@ impl Driver {
             detail = urgent_failed(&mut self.post_copy) => {
                 self.machine.handle(now(), Input::LaneFailed(detail));
             }
-            fault = next(&mut self.lane_faults) => self.lane_fault(fault),
+            fault = next(&mut self.lane_faults) => self.lane_fault(fault).await,
             answer = next(&mut self.answers) => self.send(answer).await,
             (basis, hashes) = next(&mut self.agreed) => {
                 self.agreed = None;
@@ -238,10 +238,11 @@ impl Driver {
         }
     }
 
-    fn lane_fault(&mut self, fault: LaneFault) {
+    async fn lane_fault(&mut self, fault: LaneFault) {
         if self.peer.is_some() {
             let input = match fault {
                 LaneFault::Missing(runs) => Input::Missing(runs),
+                LaneFault::Urgent(urgent) => return self.urgent(urgent).await,
                 LaneFault::Failed(detail) => Input::LaneFailed(detail),
             };
             self.machine.handle(now(), input);
@@ -299,7 +300,7 @@ impl Driver {
                     .as_mut()
                     .and_then(|found| found.try_recv().ok())
                 {
-                    self.lane_fault(fault);
+                    self.lane_fault(fault).await;
                 }
                 let Some(lanes) = &self.lanes else { return };
                 let root = lanes.root();

@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use qemu_glue::stream::PAGE_SIZE;
 use tokio::sync::mpsc;
 use transport::block::{
@@ -94,8 +93,7 @@ impl PostCopy {
     }
 
     /// Hands urgent pages to their thread.
-    pub(crate) async fn urgent(&self, digest: [u8; 16], runs: Vec<PageRun>, data: Bytes) {
-        let urgent = Urgent { digest, runs, data };
+    pub(crate) async fn urgent(&self, urgent: Urgent) {
         if self.urgent.send(urgent).await.is_err() {
             tracing::debug!("urgent pages have ended");
         }
@@ -144,7 +142,7 @@ pub(crate) async fn urgent_failed(post_copy: &mut Option<PostCopy>) -> String {
 
 impl Driver {
     /// Frames of post-copy; the machine has its own view of them.
-    pub(super) async fn post_copy_frame(&mut self, frame: &Frame) {
+    pub(super) fn post_copy_frame(&mut self, frame: &Frame) {
         let Some(post_copy) = &self.post_copy else {
             return;
         };
@@ -158,10 +156,17 @@ impl Driver {
                 self.machine
                     .handle(now(), Input::LaneFailed(error.to_string()));
             }
-        } else if let Frame::Urgent { digest, runs, data } = frame
-            && post_copy.is_fed
-        {
-            post_copy.urgent(*digest, runs.clone(), data.clone()).await;
+        }
+    }
+
+    /// Pages that the guest waits for; there are none before it is asked for them.
+    pub(super) async fn urgent(&mut self, urgent: Urgent) {
+        match &self.post_copy {
+            Some(post_copy) if post_copy.is_fed => post_copy.urgent(urgent).await,
+            _ => {
+                let detail = "urgent pages that nobody asked for".into();
+                self.machine.handle(now(), Input::LaneFailed(detail));
+            }
         }
     }
 

@@ -205,6 +205,7 @@ impl Session {
                 },
                 fault = self.faults.recv() => match fault.context("the lanes ended")? {
                     LaneFault::Missing(runs) => bail!("references did not resolve: {runs:?}"),
+                    LaneFault::Urgent(_) => bail!("urgent pages in a bench"),
                     LaneFault::Failed(detail) => bail!("target: {detail}"),
                 },
                 _ = ticker.tick() => {

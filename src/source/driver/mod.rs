@@ -105,7 +105,6 @@ pub(super) struct Driver {
     pub(super) left_behind: u64,
     pub(super) faults: u64,
     pub(super) urgents: Option<Urgents>,
-    pub(super) urgent_frames: Option<mpsc::Receiver<Frame>>,
     pub(super) lacking: Option<AbsentPages>,
     pub(super) workers: Workers,
     pub(super) lanes: Option<SourceLanes>,
@@ -174,7 +173,6 @@ impl Driver {
             left_behind: 0,
             faults: 0,
             urgents: None,
-            urgent_frames: None,
             lacking: None,
             workers: Workers::start(cores)?,
             lanes: None,
@@ -237,7 +235,6 @@ impl Driver {
             captured = next(&mut self.captured) => self.captured(captured),
             opened = next(&mut self.opened) => self.opened(opened),
             query = next(&mut self.queries) => self.send(query).await,
-            urgent = next(&mut self.urgent_frames) => self.send(urgent).await,
             event = next(&mut self.lane_events) => match event {
                 LaneEvent::Marked { barrier, root } => self.marked(barrier, root).await,
                 LaneEvent::Failed(detail) => {

@@ -7,7 +7,7 @@ use quinn::rustls::pki_types::CertificateDer;
 use quinn::{Side, VarInt};
 
 use super::congestion::Scaleaway;
-use super::streams::{self, ControlStream, LaneReceiver, LaneSender};
+use super::streams::{self, ControlStream, LaneReceiver, LaneSender, UrgentReceiver, UrgentSender};
 use super::{CloseCode, Fingerprint, QuicError};
 
 /// Longest wait for the end of the handshake before a refusal is sent without it.
@@ -166,6 +166,22 @@ impl Connection {
     /// The connection's end; `PeerStreams` when a lane's number is wrong.
     pub async fn accept_lanes(&self) -> Result<Vec<LaneReceiver>, QuicError> {
         streams::accept_lanes(&self.inner).await
+    }
+
+    /// Opens the urgent stream at the source (post-copy), when the lanes are open.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub async fn open_urgent(&self) -> Result<UrgentSender, QuicError> {
+        streams::open_urgent(&self.inner).await
+    }
+
+    /// Takes the urgent stream at the target, when the lanes are taken.
+    ///
+    /// # Errors
+    /// The connection's end; `PeerStreams` when it is another stream.
+    pub async fn accept_urgent(&self) -> Result<UrgentReceiver, QuicError> {
+        streams::accept_urgent(&self.inner).await
     }
 
     /// Measures the link. Takes the connection's lock and copies the controller: call it some

@@ -3,6 +3,7 @@
 //! ```text
 //! Endpoint --dial---> Connection --control--> ControlStream (one, both ways, priority 10)
 //!          --accept->     |------ lanes ----> 8 LaneSender | LaneReceiver (one way, priority 0)
+//!                         |------ urgent ---> UrgentSender | UrgentReceiver (one way, priority 20)
 //!                         '------ peer() ---> Fingerprint: the program trusts it, or refuses
 //! ```
 //!
@@ -27,5 +28,8 @@ pub use endpoint::Endpoint;
 pub use error::{CloseCode, QuicError};
 pub use fingerprint::{Fingerprint, FingerprintError};
 pub use identity::Identity;
-pub use streams::{ControlReceiver, ControlSender, ControlStream, LaneReceiver, LaneSender};
+pub use streams::{
+    ControlReceiver, ControlSender, ControlStream, LaneReceiver, LaneSender, UrgentReceiver,
+    UrgentSender,
+};
 pub use tuning::{Controller, ControllerError, Protocol, Tuning};

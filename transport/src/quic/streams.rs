@@ -3,6 +3,7 @@
 //! ```text
 //! control   bidirectional, opened by the dialer, which sends first     priority 10
 //! lane 0..8 unidirectional, opened by the source, first byte = number  priority 0
+//! urgent    the same, behind the lanes, first byte = 8: post-copy alone  priority 20
 //! ```
 //!
 //! A lane is read in order. Its stream window, and that of control, is far below the connection's
@@ -15,8 +16,12 @@ use quinn::{Connection, ReadError, RecvStream, SendStream, StoppedError, WriteEr
 use super::QuicError;
 use crate::block::LANES;
 
+const URGENT_PRIORITY: i32 = 20;
 const CONTROL_PRIORITY: i32 = 10;
 const LANE_PRIORITY: i32 = 0;
+/// First byte of the urgent stream: the number behind those of the lanes.
+const URGENT_NUMBER: u8 = 8;
+const _: () = assert!(URGENT_NUMBER as usize == LANES);
 /// Most bytes that one read takes over from QUIC.
 const READ_MAX_BYTES: usize = 256 * 1024;
 
@@ -49,6 +54,34 @@ pub struct LaneSender {
 pub struct LaneReceiver {
     index: usize,
     stream: RecvStream,
+}
+
+/// The source's end of the urgent stream.
+#[derive(Debug)]
+pub struct UrgentSender(SendStream);
+
+/// The target's end of the urgent stream.
+#[derive(Debug)]
+pub struct UrgentReceiver(RecvStream);
+
+impl UrgentSender {
+    /// Sends bytes; returns when QUIC has taken them. Not cancel safe.
+    ///
+    /// # Errors
+    /// The connection's end, or that the peer no longer reads.
+    pub async fn send(&mut self, bytes: Bytes) -> Result<(), QuicError> {
+        self.0.write_chunk(bytes).await.map_err(write_error)
+    }
+}
+
+impl UrgentReceiver {
+    /// The next bytes in order, or `None` at the stream's end. Cancel safe.
+    ///
+    /// # Errors
+    /// The connection's end, or that the peer dropped the stream.
+    pub async fn recv(&mut self) -> Result<Option<Bytes>, QuicError> {
+        receive(&mut self.0).await
+    }
 }
 
 impl ControlSender {
@@ -176,6 +209,31 @@ pub(super) async fn accept_lanes(connection: &Connection) -> Result<Vec<LaneRece
         lanes.push(LaneReceiver { index, stream });
     }
     Ok(lanes)
+}
+
+/// Behind the lanes of this connection.
+pub(super) async fn open_urgent(connection: &Connection) -> Result<UrgentSender, QuicError> {
+    let mut stream = connection.open_uni().await?;
+    stream
+        .set_priority(URGENT_PRIORITY)
+        .map_err(|_closed| QuicError::LocalClosed)?;
+    stream
+        .write_all(&[URGENT_NUMBER])
+        .await
+        .map_err(write_error)?;
+    Ok(UrgentSender(stream))
+}
+
+pub(super) async fn accept_urgent(connection: &Connection) -> Result<UrgentReceiver, QuicError> {
+    let mut stream = connection.accept_uni().await?;
+    let mut number = [0u8];
+    let read = stream.read(&mut number).await.map_err(read_error)?;
+    if read != Some(1) || number[0] != URGENT_NUMBER {
+        return Err(QuicError::PeerStreams {
+            what: "a stream behind the lanes is not the urgent one",
+        });
+    }
+    Ok(UrgentReceiver(stream))
 }
 
 async fn receive(stream: &mut RecvStream) -> Result<Option<Bytes>, QuicError> {

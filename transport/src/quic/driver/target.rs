@@ -8,10 +8,10 @@ use tokio::task::JoinSet;
 use super::{Basis, Workers, lock, per_lane};
 use crate::block::{
     AbsentPages, LANES, LaneDecoder, Layout, Ledger, PAGE_SIZE, PageAddress, PageHash, PageHasher,
-    PageRun, Root, Sink,
+    PageRun, Root, Sink, Urgent,
 };
 use crate::quic::{Connection, LaneReceiver};
-use crate::wire::{LaneFramer, LaneItem};
+use crate::wire::{Frame, FrameReader, LaneFramer, LaneItem};
 
 /// Where one lane's pages go. Calls may block: that is the back pressure to the source.
 pub trait LaneSink: Sink + Send + 'static {
@@ -37,6 +37,8 @@ pub trait LaneSink: Sink + Send + 'static {
 pub enum LaneFault {
     /// References of a batch did not resolve: its pages must come again.
     Missing(Vec<PageRun>),
+    /// Pages that the guest waits for (post-copy).
+    Urgent(Urgent),
     /// A lane cannot go on.
     Failed(String),
 }
@@ -231,6 +233,7 @@ async fn run_lanes<S: LaneSink>(
         .await
         .map_err(|error| error.to_string())?;
     let mut lanes = JoinSet::new();
+    lanes.spawn(run_urgent(connection, shared.faults.clone()));
     for (receiver, sink) in receivers.into_iter().zip(sinks) {
         let lane = Lane {
             index: receiver.index(),
@@ -245,6 +248,29 @@ async fn run_lanes<S: LaneSink>(
         Some(Ok(ended)) => ended,
         Some(Err(error)) => Err(error.to_string()),
         None => Err("the source opened no lanes".into()),
+    }
+}
+
+/// Reads urgent pages, if the source opens that stream.
+async fn run_urgent(connection: Connection, faults: mpsc::Sender<LaneFault>) -> Result<(), String> {
+    let accepted = connection.accept_urgent().await;
+    let mut receiver = accepted.map_err(|error| error.to_string())?;
+    let mut reader = FrameReader::new();
+    loop {
+        let bytes = receiver.recv().await.map_err(|error| error.to_string())?;
+        let Some(bytes) = bytes else {
+            // Nothing is urgent any more; the lanes go on.
+            return std::future::pending().await;
+        };
+        reader.push(&bytes);
+        while let Some(frame) = reader.next_frame().map_err(|error| error.to_string())? {
+            let Frame::Urgent { digest, runs, data } = frame else {
+                return Err(format!("{} on the urgent stream", frame.name()));
+            };
+            let urgent = LaneFault::Urgent(Urgent { digest, runs, data });
+            let told = faults.send(urgent).await;
+            told.map_err(|_| "the session has ended")?;
+        }
     }
 }
 

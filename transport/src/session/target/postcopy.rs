@@ -22,7 +22,6 @@ impl Target {
         )]
         match frame {
             Frame::Absent { .. } => state == State::Receiving && self.can_post_copy(),
-            Frame::Urgent { .. } => self.absent_pages > 0 && state != State::Receiving,
             _ => false,
         }
     }
