@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::crowd::Crowd;
 
 /// Window gains of a Cruise cycle, one a round: probe, drain, cruise.
-pub(super) const CRUISE_GAINS: [f64; 8] = [1.10, 1.10, 0.91, 1.02, 1.02, 1.02, 1.02, 1.02];
+pub(super) const CRUISE_GAINS: [f64; 8] = [1.10, 1.10, 0.91, 1.01, 1.01, 1.01, 1.01, 1.01];
 /// The same while yielding: a queue that is only ours is not worth having.
 pub(super) const YIELD_GAINS: [f64; 8] = [1.05, 1.05, 0.93, 1.01, 1.01, 1.01, 1.01, 1.01];
 /// Position in the cycle at whose end a probe is judged: what its first round sent has come back.

@@ -14,7 +14,7 @@ pub(super) const WINDOW_MIN_PACKETS: u64 = 4;
 /// On top of every Cruise window: acknowledgements cover two packets, batches ten.
 const CRUISE_EXTRA_PACKETS: u64 = 4;
 /// Packets for each root of a packet in the window.
-const CRUISE_ROOT: f64 = 1.0;
+const CRUISE_ROOT: f64 = 0.8;
 /// Factors of the queue's target: for a large window, what the root of the window in packets
 /// divides, and for a small window.
 const TARGET_LEAST: f64 = 0.7;
@@ -23,8 +23,8 @@ const TARGET_MOST: f64 = 1.6;
 const STARTUP_EXTRA_PACKETS: u64 = 10;
 
 /// Queue that a probe may build, and its least gain all the same.
-const PROBE_QUEUE: Duration = Duration::from_micros(4_500);
-const PROBE_LEAST: f64 = 1.05;
+const PROBE_QUEUE: Duration = Duration::from_micros(3_500);
+const PROBE_LEAST: f64 = 1.04;
 
 impl Machine {
     /// Queue that the operator allows; `None` in mode fill.
