@@ -196,14 +196,20 @@ impl Machine {
 
     /// Do all of the round's packets find a queue?
     fn packets_are_late(&self, now: Instant) -> bool {
-        let (Some(least), Some(rtt)) = (self.round.rtt_min_of(STARTUP_SAMPLES), self.path.rtt())
-        else {
+        let Some(rtt) = self.path.rtt() else {
+            return false;
+        };
+        // As many acknowledgements at one instant may be the end of a nap.
+        let spread = self.round.age(now) > rtt / 4;
+        self.path.rate().is_some() && spread && self.all_late(&self.round)
+    }
+
+    fn all_late(&self, round: &Round) -> bool {
+        let (Some(least), Some(rtt)) = (round.rtt_min_of(STARTUP_SAMPLES), self.path.rtt()) else {
             return false;
         };
         let tolerance = (rtt / 8).clamp(Duration::from_millis(2), Duration::from_millis(16));
-        // As many acknowledgements at one instant may be the end of a nap.
-        let spread = self.round.age(now) > rtt / 4;
-        self.path.rate().is_some() && spread && least > rtt + tolerance
+        least > rtt + tolerance
     }
 
     fn end_round(&mut self, now: Instant, round: &Round) {
@@ -242,6 +248,11 @@ impl Machine {
             Phase::Startup { full_rate, stalled } => {
                 self.end_startup_round(round, full_rate, stalled)
             }
+            // What was late by chance, all of it for a while, is no queue: on with it.
+            Phase::Hold { .. } if !self.all_late(round) => Phase::Startup {
+                full_rate: self.path.rate().unwrap_or(0),
+                stalled: 0,
+            },
             Phase::Hold { .. } => Phase::Drain {
                 rounds: 0,
                 boost: 0.0,
@@ -269,10 +280,12 @@ impl Machine {
                 stalled: 0,
             };
         }
-        if round.app_limited {
+        // A handshake's rounds, of a packet or two, say nothing.
+        if round.app_limited || round.rtt_min_of(STARTUP_SAMPLES).is_none() {
             return Phase::Startup { full_rate, stalled };
         }
-        if stalled + 1 >= STARTUP_STALLED_ROUNDS || round.lost_share() > STARTUP_LOSS {
+        let lossy = stalled > 0 && round.lost_share() > STARTUP_LOSS;
+        if stalled + 1 >= STARTUP_STALLED_ROUNDS || lossy {
             return Phase::Drain {
                 rounds: 0,
                 boost: 0.0,

@@ -161,8 +161,9 @@ fn run(mbps: u64, rtt_us: u64, special: Trait, bits_max: f64) -> Line {
     let affordable = bits_max / rate_bps as f64;
     let span = Duration::from_secs_f64(enough.min(affordable).max(rtt.as_secs_f64() * 10.0));
     let mut simulation = Simulation::new(&link, Controller::Scaleaway, mbps + rtt_us);
-    // A lost packet of the handshake costs 300 ms.
-    simulation.run(span.max(Duration::from_millis(if mbps > 1_000 { 50 } else { 500 })));
+    // A lost packet of the handshake costs 300 ms; start-up takes a dozen rounds.
+    let handshake = Duration::from_millis(if mbps > 1_000 { 50 } else { 500 });
+    simulation.run(span.max(handshake).max(rtt * 16));
     let changed = if special == Trait::Falling {
         Some(LinkParams {
             rate_bps: rate_bps / 4,

@@ -120,7 +120,9 @@ impl Machine {
             Phase::Startup { .. } if self.path.rounds() < 2 => self.window,
             Phase::Startup { .. } => {
                 let most = scaled(self.path.bdp_early()?, STARTUP_GAIN_MAX);
-                self.window.min(most + STARTUP_EXTRA_PACKETS * mtu)
+                // The handshake's few packets give a rate too.
+                let most = (most + STARTUP_EXTRA_PACKETS * mtu).max(self.initial_window());
+                self.window.min(most)
             }
             Phase::Hold { window_max } => window_max.min(scaled(self.path.bdp_early()?, HOLD_GAIN)),
             Phase::Drain { .. } => scaled(self.path.bdp_early()?, DRAIN_GAIN),
