@@ -6,8 +6,8 @@ use super::crowd::Crowd;
 use super::flight::Flight;
 use super::path::PathModel;
 use super::phase::{
-    DRAIN_ROUNDS, Phase, STARTUP_GROWTH, STARTUP_LOSS, STARTUP_SAMPLES, STARTUP_STALLED_ROUNDS,
-    USUAL_LOSS_ROUNDS,
+    DRAIN_ROUNDS, Phase, STARTUP_GROWTH, STARTUP_LOSS, STARTUP_PACKETS, STARTUP_SAMPLES,
+    STARTUP_STALLED_ROUNDS, USUAL_LOSS_ROUNDS,
 };
 use super::recent::Recent;
 use super::rounds::{Round, Steady};
@@ -201,15 +201,14 @@ impl Machine {
         };
         // As many acknowledgements at one instant may be the end of a nap.
         let spread = self.round.age(now) > rtt / 4;
-        self.path.rate().is_some() && spread && self.all_late(&self.round)
+        let least = self.round.rtt_min_of(STARTUP_SAMPLES);
+        self.path.rate().is_some() && spread && least > self.late_after()
     }
 
-    fn all_late(&self, round: &Round) -> bool {
-        let (Some(least), Some(rtt)) = (round.rtt_min_of(STARTUP_SAMPLES), self.path.rtt()) else {
-            return false;
-        };
-        let tolerance = (rtt / 8).clamp(Duration::from_millis(2), Duration::from_millis(16));
-        least > rtt + tolerance
+    /// Round trip time of a packet that found a queue.
+    fn late_after(&self) -> Option<Duration> {
+        let rtt = self.path.rtt()?;
+        Some(rtt + (rtt / 8).clamp(Duration::from_millis(2), Duration::from_millis(16)))
     }
 
     fn end_round(&mut self, now: Instant, round: &Round) {
@@ -248,11 +247,6 @@ impl Machine {
             Phase::Startup { full_rate, stalled } => {
                 self.end_startup_round(round, full_rate, stalled)
             }
-            // What was late by chance, all of it for a while, is no queue: on with it.
-            Phase::Hold { .. } if !self.all_late(round) => Phase::Startup {
-                full_rate: self.path.rate().unwrap_or(0),
-                stalled: 0,
-            },
             Phase::Hold { .. } => Phase::Drain {
                 rounds: 0,
                 boost: 0.0,
@@ -280,11 +274,12 @@ impl Machine {
                 stalled: 0,
             };
         }
-        // A handshake's rounds, of a packet or two, say nothing.
-        if round.app_limited || round.rtt_min_of(STARTUP_SAMPLES).is_none() {
+        if round.app_limited || round.rtt_min_of(STARTUP_PACKETS).is_none() {
             return Phase::Startup { full_rate, stalled };
         }
-        let lossy = stalled > 0 && round.lost_share() > STARTUP_LOSS;
+        // Without a queue a few packets' bad luck may be that much.
+        let overflows = round.rtt_mean() > self.late_after() || stalled > 0;
+        let lossy = overflows && round.lost_share() > STARTUP_LOSS;
         if stalled + 1 >= STARTUP_STALLED_ROUNDS || lossy {
             return Phase::Drain {
                 rounds: 0,

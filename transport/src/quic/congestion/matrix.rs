@@ -79,6 +79,37 @@ fn expected(special: Trait) -> (f64, Duration) {
     }
 }
 
+/// Why a link is not as expected, where that is known; everything else fails the test.
+fn known(mbps: u64, rtt_us: u64, special: Trait) -> Option<&'static str> {
+    match special {
+        // A window of one round trip passes while one bunch is collected, and then nothing.
+        Trait::Bunched(ms) if mbps >= 100 && rtt_us <= ms * 1_000 => {
+            Some("bunches further apart than a round trip")
+        }
+        // Late packets end start-up early; probing then doubles the rate in some ten rounds, which
+        // is more time than the table has.
+        Trait::Jitter(_) | Trait::Reordering(_) if mbps >= 20 && rtt_us >= 400_000 => {
+            Some("jitter ends start-up early")
+        }
+        // Looks like others' queue until it has stood for a second and this flow has stepped back.
+        Trait::Longer if mbps >= 20 => Some("a longer path is noticed after seconds"),
+        // 20 round trips of an overfull queue are still being emptied.
+        Trait::Falling if mbps >= 20 && rtt_us >= 400_000 => {
+            Some("the fall's queue is still there")
+        }
+        _ if mbps >= 10_000 => Some("ten round trips are all that is measured"),
+        Trait::Plain
+        | Trait::Lossy(_)
+        | Trait::Buffer(_)
+        | Trait::Jitter(_)
+        | Trait::Reordering(_)
+        | Trait::Bunched(_)
+        | Trait::Policed
+        | Trait::Falling
+        | Trait::Longer => None,
+    }
+}
+
 #[test]
 fn slow_links_of_all_sorts() {
     let all = std::env::var_os("LINK_MATRIX").is_some();
@@ -92,7 +123,7 @@ fn slow_links_of_all_sorts() {
     } else {
         &[10_000, 100_000]
     };
-    let mut failures = Vec::new();
+    let (mut failures, mut exceptions) = (Vec::new(), 0);
     let mut count = 0;
     for &mbps in rates {
         for &rtt_us in rtts {
@@ -108,18 +139,23 @@ fn slow_links_of_all_sorts() {
                     if all { BITS_MAX_ALL } else { BITS_MAX },
                 );
                 println!("{}", line.text);
-                if !line.is_good {
-                    failures.push(line.text);
+                match known(mbps, rtt_us, special) {
+                    Some(reason) if !line.is_good => {
+                        exceptions += 1;
+                        println!("known: {reason}");
+                    }
+                    None if !line.is_good => failures.push(line.text),
+                    Some(_) | None => {}
                 }
             }
         }
     }
-    println!("{count} links, {} not as expected", failures.len());
+    let failed = failures.len();
+    println!("{count} links, {failed} not as expected, and {exceptions} of which it is known");
     failures
         .iter()
         .for_each(|line| println!("not as expected: {line}"));
-    // The whole table is for people: fast links have too little time in it to settle on every path.
-    assert!(all || failures.is_empty(), "{failures:#?}");
+    assert!(failures.is_empty(), "{failures:#?}");
 }
 
 /// To 10 % loss and 400 ms: a dead connection panics in the simulation.

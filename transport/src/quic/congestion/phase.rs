@@ -36,6 +36,8 @@ pub(super) const STARTUP_GAIN_MAX: f64 = 2.1;
 /// Growth per round that Startup expects, and the rounds without it that end it.
 pub(super) const STARTUP_GROWTH: f64 = 1.25;
 pub(super) const STARTUP_STALLED_ROUNDS: u32 = 3;
+/// A round of fewer packets is one of the handshake, and says nothing of growth.
+pub(super) const STARTUP_PACKETS: u32 = 4;
 /// Loss that ends Startup when the rate does not grow either.
 pub(super) const STARTUP_LOSS: f64 = 0.15;
 /// Packets of a round that must all be late before Startup believes in a queue.
