@@ -73,8 +73,7 @@ pub(crate) struct Prediction {
     /// How much the guest is slowed at the end.
     pub(crate) throttle_percent: u64,
     pub(crate) rounds: u32,
-    /// The downtime that would do where the asked one does not; `None` where none would, because the guest
-    /// dirties memory faster than the link takes it.
+    /// The downtime that would do where the asked one may not.
     pub(crate) downtime_needed_ms: Option<u64>,
     pub(crate) middle: Middle,
 }
@@ -127,9 +126,8 @@ pub(crate) fn predict(inputs: &Inputs) -> Prediction {
         ends: walk.ends.ending,
         throttle_percent: to_u64(((1.0 - walk.ends.writing) * 100.0).round()),
         rounds: walk.rounds,
-        downtime_needed_ms: walk
-            .needed_s
-            .map(|needed| to_u64((needed * 1e3 * 1.2).ceil())),
+        downtime_needed_ms: (walk.converges != Converges::Yes)
+            .then(|| to_u64((walk.needed_s * 1e3 * 1.2).ceil())),
         middle,
     }
 }
@@ -148,8 +146,8 @@ fn range(middle: f64, spread: f64) -> Range {
 struct Walk {
     total_s: f64,
     downtime_s: f64,
-    /// Where a longer stop would do.
-    needed_s: Option<f64>,
+    /// The stop that would do.
+    needed_s: f64,
     lane_bytes: f64,
     rounds: u32,
     converges: Converges,
@@ -200,7 +198,12 @@ fn walk(inputs: &Inputs) -> Walk {
         Ending::Arrives | Ending::Throttled => (
             stop_s.min((NEAR_ASKED * downtime_s).max(least_s)),
             LAST_LOOK_S,
-            last_bytes,
+            last_bytes
+                + if stops.drains(ends.writing) {
+                    0.0
+                } else {
+                    waiting_bytes
+                },
         ),
         Ending::Forced => (stop_s, LAST_LOOK_S, waiting_bytes + last_bytes),
         Ending::PostCopy => (
@@ -213,9 +216,7 @@ fn walk(inputs: &Inputs) -> Walk {
     Walk {
         total_s: course.elapsed_s + behind_s + final_s,
         downtime_s: final_s,
-        needed_s: stops
-            .drains(1.0)
-            .then(|| stops.stop_s(1.0).max(stops.asked_s(1.0))),
+        needed_s: stops.stop_s(1.0).max(stops.asked_s(1.0)),
         lane_bytes: course.bytes + more_bytes,
         rounds: course.rounds,
         converges: converges(&stops),
@@ -271,7 +272,7 @@ impl Course {
             if self.waiting < 0.9 * left_least {
                 (left_least, since_shrank) = (self.waiting, 0.0);
             }
-            if !fits && since_shrank > STALL_MIN_S.max(STALL_SHARE * drain) {
+            if since_shrank > STALL_MIN_S.max(STALL_SHARE * drain) {
                 break;
             }
             // A look costs the hot pages once more.
@@ -458,8 +459,13 @@ mod tests {
         fast.dirtying.pages_per_s = 20_000.0;
         let seen = predict(&fast);
         assert_eq!(seen.converges, Converges::No);
-        assert_eq!(seen.downtime_needed_ms, None, "{seen:?}");
+        let needed = seen.downtime_needed_ms.expect("a long stop would do");
+        assert!(needed > 2000, "{seen:?}");
         assert_eq!(seen.ends, Ending::Open, "{seen:?}");
+        fast.policy.downtime = Duration::from_millis(needed * 3 / 2);
+        let patient = predict(&fast);
+        assert_eq!(patient.ends, Ending::Arrives, "{patient:?}");
+        assert_eq!(patient.converges, Converges::Yes, "{patient:?}");
         let mut hot = inputs();
         hot.dirtying.hot = 40_000.0;
         let seen = predict(&hot);

@@ -117,7 +117,7 @@ impl Stops<'_> {
 
     /// Whether the rule stops the guest by itself.
     pub(super) fn fits(&self, writing: f64) -> bool {
-        self.drains(writing) && self.asked_s(writing) <= self.inputs.policy.downtime.as_secs_f64()
+        self.asked_s(writing) <= self.inputs.policy.downtime.as_secs_f64()
     }
 
     /// The stop of a guest that leaves nothing to send.

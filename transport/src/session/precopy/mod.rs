@@ -211,7 +211,10 @@ fn armed(seen: &Observation, policy: &Policy, pace: &Pace) -> Decision {
 
 fn held(seen: &Observation, policy: &Policy, since_armed: Option<Duration>) -> Decision {
     let drain = drain_time(seen);
+    // It never drains, and what is left fits all the same: a long stop was asked for.
+    let fits = seen.stuck.is_some() && predicted_stop(seen, policy) <= policy.downtime;
     if let Some(stuck) = &seen.stuck
+        && !fits
         && let Some(decision) = stuck::decide(stuck, policy)
     {
         return decision;
@@ -222,7 +225,7 @@ fn held(seen: &Observation, policy: &Policy, since_armed: Option<Duration>) -> D
     // The nearer the end, the fresher the view must be: what is left at the first empty backlog is
     // what was dirtied since the last look.
     let interval = (drain / 2).clamp(RESYNC_MIN, policy.resync_interval);
-    if drain > DRAINED + seen.rtt && !forces {
+    if drain > DRAINED + seen.rtt && !forces && !fits {
         return if seen.since_sync >= interval {
             Decision::Refresh
         } else {

@@ -445,6 +445,22 @@ fn a_flood_meets_the_policy() {
     assert!(end.throttle >= 60, "{end:?}");
 }
 
+/// A flood that never drains fits a budget that is long enough, unthrottled.
+#[test]
+fn a_long_budget_takes_a_flood() {
+    for when_stuck in [WhenStuck::Wait, WhenStuck::Throttle] {
+        let long = Policy {
+            downtime: Duration::from_secs(20),
+            ..policy(when_stuck)
+        };
+        let end = run(FLOOD, 100.0, 50, &long).expect("it fits");
+        println!("{when_stuck}: {end:?}");
+        assert_eq!(end.decision, Decision::Stop, "{end:?}");
+        assert!(end.downtime <= long.downtime, "{end:?}");
+        assert_eq!(end.throttle, 0, "{end:?}");
+    }
+}
+
 /// A budget below what the round trips take: no throttle helps, so none is asked for.
 #[test]
 fn a_budget_below_the_floor_throttles_nobody() {
