@@ -5,6 +5,8 @@
 //! Numbers are those of pages with content alone. The order within an interval is not recorded; pages
 //! are spread over it.
 
+mod hot;
+
 use std::time::Duration;
 
 pub(super) const IDLE: &str = include_str!("cold-idle.txt");
