@@ -5,12 +5,14 @@
 //! ```
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use testbed::clock;
 use testbed::guest::Machine;
 use testbed::pair::Pair;
 use testbed::product::Running;
@@ -84,30 +86,40 @@ fn forward(
         if is_cut.load(Ordering::Acquire) {
             continue;
         }
-        if !dialers.contains_key(&from) {
-            let back = UdpSocket::bind("127.0.0.1:0")?;
-            back.connect(to)?;
-            back.set_read_timeout(Some(Duration::from_millis(200)))?;
-            let (reader, front) = (back.try_clone()?, front.try_clone()?);
-            let (is_cut, is_over) = (is_cut.clone(), is_over.clone());
-            thread::spawn(move || {
-                let mut packet = [0; PACKET_MAX];
-                while !is_over.load(Ordering::Acquire) {
-                    let Ok(length) = reader.recv(&mut packet) else {
-                        continue;
-                    };
-                    if !is_cut.load(Ordering::Acquire) {
-                        front.send_to(&packet[..length], from).ok();
-                    }
-                }
-            });
-            dialers.insert(from, back);
-        }
-        if let Some(back) = dialers.get(&from) {
-            back.send(&packet[..length]).ok();
-        }
+        let back = match dialers.entry(from) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(way_back(front, to, from, is_cut, is_over)?),
+        };
+        back.send(&packet[..length]).ok();
     }
     Ok(())
+}
+
+/// A dialer's socket towards the listener, and the thread that takes answers back to it.
+fn way_back(
+    front: &UdpSocket,
+    to: SocketAddr,
+    from: SocketAddr,
+    is_cut: &Arc<AtomicBool>,
+    is_over: &Arc<AtomicBool>,
+) -> anyhow::Result<UdpSocket> {
+    let back = UdpSocket::bind("127.0.0.1:0")?;
+    back.connect(to)?;
+    back.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let (reader, front) = (back.try_clone()?, front.try_clone()?);
+    let (is_cut, is_over) = (is_cut.clone(), is_over.clone());
+    thread::spawn(move || {
+        let mut packet = [0; PACKET_MAX];
+        while !is_over.load(Ordering::Acquire) {
+            let Ok(length) = reader.recv(&mut packet) else {
+                continue;
+            };
+            if !is_cut.load(Ordering::Acquire) {
+                front.send_to(&packet[..length], from).ok();
+            }
+        }
+    });
+    Ok(back)
 }
 
 /// Both agents live: the guest waits, the source comes again, the target names what it lacks.
@@ -123,13 +135,11 @@ fn a_cut_link_loses_no_page() -> anyhow::Result<()> {
     let mut receive = pair.receive(&[])?;
     let address = relay.address.to_string();
     let mut send = pair.send_by(&address, &pair.cloud, &STUCK, &[])?;
-    let began = Instant::now();
-    while !pair.target.is_running()? {
-        assert!(began.elapsed() < MOVE_MAX, "{}", send.output());
-        thread::sleep(Duration::from_millis(2));
-    }
+    clock::wait_until("the guest at the target", MOVE_MAX, || {
+        Ok(pair.target.is_running()?.then_some(()))
+    })?;
     relay.set_cut(true);
-    thread::sleep(CUT);
+    clock::pause(CUT);
     let said = |send: &Running, receive: &Running| {
         format!("send:\n{}\nreceive:\n{}", send.output(), receive.output())
     };
