@@ -16,8 +16,8 @@ use std::path::Path;
 
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_peercred};
 use rustix::net::{AddressFamily, SocketAddrUnix, getpeername};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+use super::descriptors::{Descriptors, NotHeld};
 use super::error::QmpError;
 use super::process::ProcessId;
 
@@ -31,22 +31,17 @@ pub(super) const NAME: &str = "scaleaway-monitor";
 /// # Errors
 /// [`QmpError::Process`] when QEMU's descriptors cannot be looked at.
 pub(super) fn find(process: &ProcessId, path: &Path) -> Result<Option<OwnedFd>, QmpError> {
-    if !process.is_alive()? {
-        return Ok(None);
-    }
-    let folder = format!("/proc/{}/fd", process.pid);
     let failed = |source: io::Error| QmpError::Kept {
         pid: process.pid,
         source,
     };
-    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-    let opened = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
-    // From here on the descriptor names one process; that it is the right one is looked at again.
-    if !process.is_alive()? {
-        return Ok(None);
-    }
-    for entry in std::fs::read_dir(&folder).map_err(failed)? {
+    let descriptors = match Descriptors::of(process) {
+        Ok(descriptors) => descriptors,
+        Err(NotHeld::Gone) => return Ok(None),
+        Err(NotHeld::Process(error)) => return Err(error.into()),
+        Err(NotHeld::Io(error)) => return Err(failed(error)),
+    };
+    for entry in descriptors.entries().map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let is_socket = std::fs::read_link(entry.path()).is_ok_and(|target| {
             target
@@ -54,20 +49,13 @@ pub(super) fn find(process: &ProcessId, path: &Path) -> Result<Option<OwnedFd>, 
                 .as_encoded_bytes()
                 .starts_with(b"socket:")
         });
-        let number = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok());
-        let (true, Some(number)) = (is_socket, number) else {
+        if !is_socket {
             continue;
-        };
-        // It may have been closed since.
-        let copy = match pidfd_getfd(&opened, number, PidfdGetfdFlags::empty()) {
-            Ok(copy) => copy,
-            Err(rustix::io::Errno::BADF) => continue,
-            Err(error) => return Err(failed(error.into())),
-        };
-        if is_clients_end(&copy, process.pid, path).unwrap_or(false) {
+        }
+        let copy = descriptors.take(&entry).map_err(failed)?;
+        if let Some(copy) = copy
+            && is_clients_end(&copy, process.pid, path).unwrap_or(false)
+        {
             return Ok(Some(copy));
         }
     }

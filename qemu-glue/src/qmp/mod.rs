@@ -18,6 +18,7 @@
 pub mod client;
 pub mod codec;
 pub mod commands;
+pub(crate) mod descriptors;
 mod error;
 pub mod events;
 mod kept;

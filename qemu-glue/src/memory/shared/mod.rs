@@ -11,23 +11,20 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use rustix::fs::{OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::maps::{FileId, SharedPart, shared_part};
 use super::process::{ExpectedBlock, MemoryError, PAGE_BYTES};
 use super::ramblock::RamBlock;
 use crate::qmp::ProcessId;
+use crate::qmp::descriptors::{Descriptors, NotHeld};
 
 /// `statfs` type of hugetlbfs. //= linux include/uapi/linux/magic.h
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
-/// Descriptors beyond this number are not looked at; a QEMU has some hundreds.
-const DESCRIPTORS_MAX: usize = 65_536;
 /// Bytes that one step of [`SharedRam::clear`] looks at.
 const CLEAR_BYTES: usize = 64 * PAGE_BYTES;
 
@@ -55,13 +52,11 @@ impl SharedRam {
     pub fn open(process: &ProcessId, blocks: &[RamBlock]) -> Result<Self, MemoryError> {
         let pid = process.pid;
         let failed = |source: io::Error| MemoryError::Read { pid, source };
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let raw = raw.ok_or(MemoryError::ProcessGone { pid })?;
-        let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
-        // Looked at after the opening: the pidfd names that process for ever.
-        if !process.is_alive()? {
-            return Err(MemoryError::ProcessGone { pid });
-        }
+        let descriptors = Descriptors::of(process).map_err(|error| match error {
+            NotHeld::Gone => MemoryError::ProcessGone { pid },
+            NotHeld::Process(error) => error.into(),
+            NotHeld::Io(error) => failed(error),
+        })?;
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(failed)?;
         let parts = parts(&maps, blocks);
         let wanted = parts.iter().filter_map(|part| part.as_ref().ok());
@@ -69,7 +64,7 @@ impl SharedRam {
         let files = if wanted.is_empty() {
             BTreeMap::new()
         } else {
-            open_files(pid, &pidfd, &wanted).map_err(failed)?
+            open_files(&descriptors, &wanted).map_err(failed)?
         };
         let blocks = blocks.iter().zip(parts).map(|(block, part)| {
             let shared = part.and_then(|part| match files.get(&part.file) {
@@ -297,27 +292,21 @@ fn parts(maps: &str, blocks: &[RamBlock]) -> Vec<Result<SharedPart, String>> {
 
 /// QEMU's own descriptors of these files, those that may read and write.
 fn open_files(
-    pid: u32,
-    pidfd: &OwnedFd,
+    descriptors: &Descriptors,
     wanted: &[FileId],
 ) -> io::Result<BTreeMap<FileId, Arc<File>>> {
     let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))?.take(DESCRIPTORS_MAX) {
+    for entry in descriptors.entries()? {
         let entry = entry?;
-        let name = entry.file_name();
         // Most are sockets; one that closes meanwhile is none of ours.
         let Some(id) = std::fs::metadata(entry.path()).ok().map(|of| identity(&of)) else {
             continue;
         };
-        let number = name.to_str().and_then(|name| name.parse().ok());
-        let (Some(number), true) = (number, wanted.contains(&id) && !files.contains_key(&id))
-        else {
+        if !wanted.contains(&id) || files.contains_key(&id) {
             continue;
-        };
-        let file = match pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()) {
-            Ok(file) => File::from(file),
-            Err(Errno::BADF) => continue,
-            Err(error) => return Err(error.into()),
+        }
+        let Some(file) = descriptors.take(&entry)?.map(File::from) else {
+            continue;
         };
         let access = rustix::fs::fcntl_getfl(&file)?.intersection(OFlags::RWMODE);
         if identity(&file.metadata()?) == id && access == OFlags::RDWR {

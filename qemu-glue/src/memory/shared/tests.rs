@@ -84,9 +84,8 @@ fn one_file_for_two_blocks() {
 #[test]
 fn the_process_own_descriptor() {
     let ((_one, first), (_two, second)) = (memfd(1), memfd(1));
-    let own = Pid::from_raw(i32::try_from(std::process::id()).unwrap()).unwrap();
-    let pidfd = pidfd_open(own, PidfdFlags::empty()).unwrap();
-    let files = open_files(std::process::id(), &pidfd, &[second]).unwrap();
+    let own = Descriptors::of(&ProcessId::of(std::process::id()).unwrap()).unwrap();
+    let files = open_files(&own, &[second]).unwrap();
     assert_eq!(files.keys().collect::<Vec<_>>(), [&second]);
     assert_ne!(first, second);
 }
